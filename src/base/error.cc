@@ -1,0 +1,98 @@
+#include "base/error.h"
+
+#include <fmt/format.h>
+
+#include <cerrno>
+#include <cstring>
+
+namespace reshard {
+namespace {
+
+struct CodeRow {
+  Code code;
+  int exit;
+  const char* name;
+};
+
+constexpr CodeRow kCodes[] = {
+    {Code::kInvalidArgument, 2, "invalid_argument"},
+    {Code::kNotFound, 3, "not_found"},
+    {Code::kAlreadyExists, 3, "already_exists"},
+    {Code::kPermission, 3, "permission"},
+    {Code::kCorrupt, 4, "corrupt"},
+    {Code::kUnsupported, 5, "unsupported"},
+    {Code::kMismatch, 6, "mismatch"},
+    {Code::kIo, 7, "io"},
+    {Code::kNoSpace, 7, "no_space"},
+    {Code::kInternal, 70, "internal"},
+    {Code::kCancelled, 130, "cancelled"},
+};
+
+const CodeRow& RowOf(Code code) { return kCodes[static_cast<size_t>(code)]; }
+
+}  // namespace
+
+int ExitCode(Code code) { return RowOf(code).exit; }
+const char* CodeName(Code code) { return RowOf(code).name; }
+
+Error::Error(Code code, std::string message) : code_(code), message_(std::move(message)) { Compose(); }
+
+Error& Error::At(std::string action, std::string path) {
+  if (path_.empty()) {
+    action_ = std::move(action);
+    path_ = std::move(path);
+    Compose();
+  }
+  return *this;
+}
+
+Error& Error::Tensor(std::string name) {
+  if (tensor_.empty()) {
+    tensor_ = std::move(name);
+    Compose();
+  }
+  return *this;
+}
+
+Error& Error::Also(std::vector<std::string> problems) {
+  also_ = std::move(problems);
+  Compose();
+  return *this;
+}
+
+void Error::Compose() {
+  text_.clear();
+  if (!path_.empty()) text_ += action_ + " " + path_;
+  if (!tensor_.empty()) text_ += (text_.empty() ? "tensor '" : ", tensor '") + tensor_ + "'";
+  text_ += (text_.empty() ? "" : ": ") + message_;
+  for (const std::string& problem : also_) text_ += "\n  " + problem;
+}
+
+Error SystemError(int error_number, std::string doing, std::string path) {
+  Code code = Code::kIo;
+  switch (error_number) {
+    case ENOSPC:
+    case EDQUOT:
+      code = Code::kNoSpace;
+      break;
+    case ENOENT:
+      code = Code::kNotFound;
+      break;
+    case EACCES:
+    case EPERM:
+    case EROFS:
+      code = Code::kPermission;
+      break;
+    case EEXIST:
+    case ENOTEMPTY:
+      code = Code::kAlreadyExists;
+      break;
+    default:
+      break;
+  }
+  Error error(code, std::strerror(error_number));
+  error.At(std::move(doing), std::move(path));
+  return error;
+}
+
+}  // namespace reshard

@@ -1,0 +1,27 @@
+// Hashes. XXH3 (64 bit) is ours alone: plan ids, receipts. SHA-256 is for names that others may want to reproduce.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+
+namespace reshard {
+
+class Xxh3 {
+ public:
+  Xxh3();
+  ~Xxh3();
+  void Update(const void* bytes, size_t size);
+  void Update(std::string_view bytes) { Update(bytes.data(), bytes.size()); }
+  uint64_t Digest() const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+std::string Hex(uint64_t value);               // 16 lower-case digits
+std::string Sha256Hex(std::string_view bytes);  // 64 lower-case digits
+
+}  // namespace reshard

@@ -1,0 +1,60 @@
+// Moves the data of a plan: workers with fixed buffers, positioned reads and writes.
+//
+// Thread rule: one Execute at a time per staging folder; it starts and joins its own workers.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "base/io.h"
+#include "plan/plan.h"
+
+namespace reshard {
+
+// Told of progress by whichever worker finished an op, one call at a time, at most ten a second and once at the end.
+class Observer {
+ public:
+  virtual ~Observer() = default;
+  virtual void OnProgress(uint64_t bytes_done, uint64_t bytes_total) = 0;
+};
+
+// What one worker allocates, once: a dense buffer for a box of a part, another of the same size only for plans in which
+// sources overlap, and a buffer of kIoBuffer bytes for casting, gathering and scattering.
+constexpr uint64_t kIoBuffer = uint64_t{1} << 20;
+constexpr uint64_t kMinDenseBuffer = uint64_t{256} << 10;
+constexpr uint64_t kMaxDenseBuffer = uint64_t{4} << 20;
+
+struct ExecuteOptions {
+  unsigned workers = 1;
+  uint64_t dense_buffer = kMaxDenseBuffer;  // bytes; an op that is larger is done in slices
+  const std::atomic<bool>* stop = nullptr;  // when it turns true, workers stop within a step and kCancelled is thrown
+  Observer* observer = nullptr;
+  bool drop_source_cache = false;  // posix_fadvise(DONTNEED) on source ranges once read
+};
+
+// Finite values that a cast made infinite.
+struct Overflow {
+  std::string tensor;  // the source's name
+  uint64_t count = 0;
+};
+
+struct ExecuteReport {
+  uint64_t bytes_read = 0;     // of source data
+  uint64_t bytes_written = 0;  // of target data and literals
+  std::vector<uint64_t> hashes;     // XXH3 of each of plan.files
+  std::vector<Overflow> overflows;  // in plan order; publishing is for the caller to decide
+};
+
+// Makes every file of the plan below `staging` (folders too): size, literals, data; hashes each when it is complete and
+// syncs them all. Open files are a bounded cache that also works with `ulimit -n 64`. Write-back is started behind the
+// cursor, so that dirty pages stay bounded. Source files are checked against SourceFile's size and mtime when opened.
+// Errors: kMismatch (a source changed; overlapping sources differ: names both tensors, the first index and both values),
+// kCorrupt, kIo, kNoSpace, kCancelled. After an error the staging folder holds rubbish.
+ExecuteReport Execute(const Plan& plan, const std::string& staging, Io& io, const ExecuteOptions& options);
+
+// The bytes one worker needs beside its stack.
+uint64_t WorkerBytes(const Plan& plan, uint64_t dense_buffer);
+
+}  // namespace reshard

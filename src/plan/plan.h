@@ -1,0 +1,85 @@
+// A plan: every byte that a conversion reads and writes, decided before the first one is. It is data: deterministic,
+// printable, audited. The executor needs nothing else; it knows no model, no format and no kind.
+//
+// A part is a logical tensor (q of layer 3), or any other box of elements that moves as one. Its sources say where its
+// elements lie in the source's files and its targets where they go. An op is one box of a part, at most 16 MiB, cut on a
+// grid that depends on the plan alone: read each source piece that meets it, then write each target piece that meets it.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "archive/layout.h"
+#include "tensor/box.h"
+
+namespace reshard {
+
+// Where the indices of one axis lie: index i is at (i / block) * outer + (i % block) * inner, in elements. Blocks are
+// what an interleave leaves of an axis: the rows of q, grouped, have block = rows of a group. `block` is at least 1; an
+// axis that is not cut has block >= its length, and its `outer` means nothing.
+struct Axis {
+  uint64_t block = 1, inner = 0, outer = 0;
+
+  uint64_t At(uint64_t i) const { return i / block * outer + i % block * inner; }
+};
+
+// A box of a part that lies in one file. `axes` count from the box's origin: element (i0, i1, ...) of the box is at byte
+// offset + (axes[0].At(i0) + axes[1].At(i1) + ...) * item size.
+struct Piece {
+  Box box;  // of the part
+  std::array<Axis, Dims::kMaxAxes> axes;
+  uint32_t file = 0;    // of Plan::sources or Plan::files
+  uint32_t tensor = 0;  // of Plan::source_tensors or Plan::target_tensors: for messages
+  uint64_t offset = 0;  // bytes
+  Dtype dtype = Dtype::kF32;
+};
+
+struct Part {
+  std::string name;  // "q, layer 3"
+  Dims shape;
+  std::vector<Piece> sources;  // all of one dtype; none: the part is zeros. Where two overlap they must be equal
+  std::vector<Piece> targets;  // disjoint in their files; may repeat boxes of the part
+};
+
+struct SourceFile {
+  std::string path;      // as to be opened
+  std::string relative;  // to the source folder: what messages, the plan's text and its id use
+  uint64_t size = 0;
+  int64_t mtime_ns = 0;
+  uint64_t inode = 0;
+};
+
+struct Plan {
+  std::string id;                    // 16 hex digits, a hash of all that is below and of the sources' headers
+  std::vector<SourceFile> sources;
+  std::vector<FileLayout> files;     // the target's, in the order of publication: the marker last
+  std::vector<std::string> source_tensors, target_tensors;
+  std::vector<Part> parts;           // in source order: by file and offset of the first source piece; zeros last
+};
+
+constexpr uint64_t kMaxOpBytes = uint64_t{16} << 20;
+
+// One step of work: `box` of parts[part].
+struct Op {
+  uint32_t part = 0;
+  Box box;
+};
+
+// Walks the ops of a plan in order, without a list of them. Not thread-safe.
+class OpCursor {
+ public:
+  explicit OpCursor(const std::vector<Part>& parts) : parts_(parts) {}
+  bool Next(Op& op);
+
+ private:
+  const std::vector<Part>& parts_;
+  size_t part_ = 0;
+  uint64_t index_ = 0;  // of the op within the part
+};
+
+// The most bytes that an element of the part takes on either side.
+uint32_t WidestItem(const Part& part);
+
+}  // namespace reshard

@@ -1,0 +1,41 @@
+#include "tensor/box.h"
+
+#include <algorithm>
+
+namespace reshard {
+
+Box WholeBox(const Dims& shape) { return {Dims::Filled(shape.size(), 0), shape}; }
+
+std::optional<Box> Intersect(const Box& a, const Box& b) {
+  Box common = a;
+  for (size_t axis = 0; axis < a.shape.size(); ++axis) {
+    uint64_t low = std::max(a.origin[axis], b.origin[axis]);
+    uint64_t high = std::min(a.end(axis), b.end(axis));
+    if (low >= high) return std::nullopt;
+    common.origin[axis] = low;
+    common.shape[axis] = high - low;
+  }
+  return common;
+}
+
+std::vector<Box> Subtract(const Box& box, const Box& hole) {
+  std::optional<Box> common = Intersect(box, hole);
+  if (!common) return {box};
+  std::vector<Box> left;
+  Box rest = box;
+  for (size_t axis = 0; axis < box.shape.size(); ++axis) {
+    // What lies before and behind the hole on this axis; the axes before it are already narrowed to the hole.
+    uint64_t low = common->origin[axis], high = common->end(axis);
+    for (auto [begin, end] : {std::pair{rest.origin[axis], low}, std::pair{high, rest.end(axis)}}) {
+      if (begin == end) continue;
+      left.push_back(rest);
+      left.back().origin[axis] = begin;
+      left.back().shape[axis] = end - begin;
+    }
+    rest.origin[axis] = low;
+    rest.shape[axis] = high - low;
+  }
+  return left;
+}
+
+}  // namespace reshard

@@ -1,0 +1,48 @@
+// A box: origin and shape in elements, row-major axis order. Where boxes meet is all the geometry there is.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "tensor/dims.h"
+#include "tensor/dtype.h"
+
+namespace reshard {
+
+struct Box {
+  Dims origin, shape;
+
+  uint64_t end(size_t axis) const { return origin[axis] + shape[axis]; }
+  friend bool operator==(const Box& a, const Box& b) { return a.origin == b.origin && a.shape == b.shape; }
+};
+
+Box WholeBox(const Dims& shape);
+
+// The common box of two boxes with as many axes, or nothing where it is empty. A scalar (no axis) meets a scalar.
+std::optional<Box> Intersect(const Box& a, const Box& b);
+
+// Disjoint boxes that fill `box` outside of `hole`.
+std::vector<Box> Subtract(const Box& box, const Box& hole);
+
+// A stored box of a tensor: element (i0, i1, ...) of the box lies at byte `offset` + (i0*strides[0] + i1*strides[1] + ...)
+// * item size of file number `file`. Strides count elements; the offset need not be aligned.
+struct Chunk {
+  Box box;
+  Dims strides;
+  uint32_t file = 0;
+  uint64_t offset = 0;
+};
+
+// A tensor as a checkpoint stores it. Its chunks fill its shape, once each. `grid` is the chunk shape where the chunks
+// are a regular grid, in row-major order of their cells (edge chunks clipped); it has no axes where they are not.
+struct StoredTensor {
+  std::string name;
+  Dtype dtype = Dtype::kF32;
+  Dims shape;
+  Dims grid;
+  std::vector<Chunk> chunks;
+};
+
+}  // namespace reshard
