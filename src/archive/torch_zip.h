@@ -1,4 +1,4 @@
-// The zip that torch.save writes, for the small objects of a NeMo checkpoint (specification: docs/formats/torch_zip.md).
+// The zip that torch.save writes, for the small objects of a NeMo checkpoint (layout: docs/formats/torch_zip.md).
 #pragma once
 
 #include <string>
@@ -6,9 +6,9 @@
 
 namespace reshard {
 
-// A whole torch zip that holds `pickle` as its data.pkl and no storage. `stem` is the top directory inside it: the file's
-// name without its last extension. Byte for byte what torch 2.13's torch.save(object, path) writes, but for the 40
-// digits of .data/serialization_id, which torch makes from a hash of its own and nothing reads.
+// A whole torch zip that holds `pickle` (small, not empty) as its data.pkl and no storage. `stem` is the top directory
+// inside it: the file's name without its last extension. Byte for byte what torch 2.13's torch.save(object, path)
+// writes.
 std::string TorchZip(std::string_view stem, std::string_view pickle);
 
 // Pickles (protocol 2) of None and of an empty dict.

@@ -63,6 +63,8 @@ class Io {
   virtual bool Link(const std::string& from, const std::string& to) = 0;
   // A file, or a directory with all that is in it; no error if it is not there. Links are removed, not followed.
   virtual void RemoveAll(const std::string& path) = 0;
+  // A directory only if it is empty. False where it is not, or is not there.
+  virtual bool RemoveEmptyDirectory(const std::string& path) = 0;
   virtual void SyncDirectory(const std::string& path) = 0;
   // Waits until all that was written to the file system that holds `path` is on the disk.
   virtual void SyncFileSystem(const std::string& path) = 0;

@@ -1,0 +1,264 @@
+#include "execute/execute.h"
+
+#include <algorithm>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <set>
+#include <utility>
+
+#include "base/error.h"
+#include "base/hash.h"
+#include "execute/op_queue.h"
+#include "execute/transfer.h"
+#include "execute/write_behind.h"
+#include "tensor/cast.h"
+
+namespace reshard {
+namespace {
+
+// "" and all folders that lie between it and the file: "a", "a/b" of "a/b/c".
+void AddFolders(const std::string& path, std::set<std::string>& folders) {
+  folders.insert("");
+  for (size_t slash = path.find('/'); slash != std::string::npos; slash = path.find('/', slash + 1))
+    folders.insert(path.substr(0, slash));
+}
+
+bool AnySourcesOverlap(const std::vector<Part>& parts) {
+  return std::any_of(parts.begin(), parts.end(), SourcesOverlap);
+}
+
+class Execution {
+ public:
+  Execution(const Plan& plan, const std::string& staging, Io& io, const ExecuteOptions& options);
+  ExecuteReport Perform();
+
+ private:
+  class Worker;
+
+  std::string StagedPath(size_t file) const { return JoinPath(staging_, plan_.files[file].path); }
+  void MakeFolders();
+  void MakeFiles();
+  void MakeFile(size_t file);
+  void Hash(size_t file, std::byte* buffer, const Turn* turn);
+  void SyncAll();
+  void ReportOverflows();
+
+  const Plan& plan_;
+  const std::string& staging_;
+  Io& io_;
+  const ExecuteOptions& options_;
+  const OpenFileLimit limit_;
+  OpenFiles files_;  // the sources, then the target's
+  WriteBehind behind_;
+  const bool overlapping_;
+  std::set<std::string> folders_;
+  std::vector<std::atomic<uint64_t>> missing_;  // bytes of data that a file waits for
+
+  ExecuteReport report_;                  // hashes: each by the worker that completed the file
+  std::mutex mutex_;                      // of the rest of the report and of what follows
+  std::map<size_t, uint64_t> overflows_;  // by part
+};
+
+// One thread with its buffers.
+class Execution::Worker {
+ public:
+  Worker(Execution& execution, Turn& turn)
+      : execution_(execution),
+        turn_(turn),
+        dense_size_(std::min(execution.options_.dense_buffer, kMaxOpBytes)),
+        dense_(dense_size_),
+        second_(execution.overlapping_ ? Buffer(dense_size_) : Buffer()),
+        bounce_(kIoBuffer),
+        reader_({execution.files_, 0, execution.options_.drop_source_cache, bounce_.data()},
+                {execution.plan_.sources, &execution.plan_.source_tensors}, second_.data()) {}
+
+  void Work() {
+    for (Op op; turn_.Next(op);) Move(op);
+  }
+
+ private:
+  void Move(const Op& op);
+  uint64_t Write(const Part& part, const Piece& target, const Box& common, const Box& step);
+  uint64_t WriteWindows(const Piece& target, Dtype from, const RunCursor& runs);
+  bool Repeats(const Part& part, const Piece& target) const;
+  void Complete(size_t file, uint64_t bytes);
+
+  Execution& execution_;
+  Turn& turn_;
+  const uint64_t dense_size_;
+  Buffer dense_, second_, bounce_;
+  SourceReader reader_;
+  uint64_t overflows_ = 0;  // of the op in work
+};
+
+void Execution::Worker::Move(const Op& op) {
+  const Part& part = execution_.plan_.parts[op.part];
+  uint64_t read = 0, written = 0;
+  overflows_ = 0;
+  if (part.sources.empty())
+    std::memset(dense_.data(), 0, std::min(dense_size_, ElementCount(op.box.shape) * WidestItem(part)));
+  StepCursor steps(op.box, StepElements(part, dense_size_));
+  for (Box step; steps.Next(step);) {
+    turn_.Check();
+    read += reader_.Read(part, step, dense_.data());
+    for (const Piece& target : part.targets)
+      if (std::optional<Box> common = Intersect(target.box, step)) written += Write(part, target, *common, step);
+  }
+  {
+    std::lock_guard lock(execution_.mutex_);
+    execution_.report_.bytes_read += read;
+    execution_.report_.bytes_written += written;
+    if (overflows_ > 0) execution_.overflows_[op.part] += overflows_;
+  }
+  turn_.Done(written);
+}
+
+// Returns the bytes written.
+uint64_t Execution::Worker::Write(const Part& part, const Piece& target, const Box& common, const Box& step) {
+  // Zeros are zeros in every dtype.
+  const Dtype from = part.sources.empty() ? target.dtype : part.sources[0].dtype;
+  const uint64_t overflows = WriteWindows(target, from, RunCursor(target, common, step));
+  if (overflows > 0 && !Repeats(part, target)) overflows_ += overflows;
+  const uint64_t bytes = ElementCount(common.shape) * ItemSize(target.dtype);
+  Complete(target.file, bytes);
+  return bytes;
+}
+
+// Returns how many finite values became infinite.
+uint64_t Execution::Worker::WriteWindows(const Piece& target, Dtype from, const RunCursor& runs) {
+  const uint64_t item = ItemSize(target.dtype), from_item = ItemSize(from);
+  std::shared_ptr<File> file = execution_.files_.Get(execution_.plan_.sources.size() + target.file);
+  uint64_t overflows = 0;
+  for (WindowCursor window(runs, kIoBuffer / item); window.Next();) {
+    const std::byte* bytes = dense_.data() + window.dense() * item;
+    if (from != target.dtype || !window.single()) {
+      window.ForEachRun([&](const ElementRun& run) {
+        overflows += Cast(from, target.dtype, dense_.data() + run.dense * from_item,
+                          bounce_.data() + (run.file - window.file()) * item, run.length);
+      });
+      bytes = bounce_.data();
+    }
+    const uint64_t offset = target.offset + window.file() * item, size = window.length() * item;
+    file->WriteAt(bytes, size, offset);
+    execution_.behind_.Wrote(target.file, offset, size);
+  }
+  return overflows;
+}
+
+// Whether an earlier target has all the elements of this one in the same dtype: then their overflows are counted there.
+bool Execution::Worker::Repeats(const Part& part, const Piece& target) const {
+  for (const Piece& earlier : part.targets) {
+    if (&earlier == &target) return false;
+    if (earlier.dtype == target.dtype && Intersect(earlier.box, target.box) == target.box) return true;
+  }
+  return false;
+}
+
+// Counts bytes of data in; with the last ones, hashes the file.
+void Execution::Worker::Complete(size_t file, uint64_t bytes) {
+  if (execution_.missing_[file].fetch_sub(bytes) != bytes) return;
+  execution_.Hash(file, bounce_.data(), &turn_);
+}
+
+Execution::Execution(const Plan& plan, const std::string& staging, Io& io, const ExecuteOptions& options)
+    : plan_(plan),
+      staging_(staging),
+      io_(io),
+      options_(options),
+      limit_(LimitOpenFiles(options.workers)),
+      files_(limit_.cached, plan.sources.size() + plan.files.size(),
+             [this](size_t number) {
+               const size_t sources = plan_.sources.size();
+               return number < sources ? OpenSource(io_, plan_.sources[number])
+                                       : io_.OpenWrite(StagedPath(number - sources));
+             }),
+      behind_(files_, plan.sources.size(), plan.files),
+      overlapping_(AnySourcesOverlap(plan.parts)),
+      missing_(plan.files.size()) {
+  report_.hashes.resize(plan.files.size());
+  for (const Part& part : plan.parts) {
+    CheckPart(part);
+    for (const Piece& target : part.targets)
+      missing_[target.file] += ElementCount(target.box.shape) * ItemSize(target.dtype);
+  }
+}
+
+ExecuteReport Execution::Perform() {
+  MakeFolders();
+  MakeFiles();
+  OpQueue(plan_.parts, options_).Run(limit_.workers, [this](Turn& turn) { Worker(*this, turn).Work(); });
+  SyncAll();
+  ReportOverflows();
+  return std::move(report_);
+}
+
+void Execution::MakeFolders() {
+  for (const FileLayout& file : plan_.files) AddFolders(file.path, folders_);
+  for (const std::string& folder : folders_) io_.MakeDirectories(JoinPath(staging_, folder));
+}
+
+void Execution::MakeFiles() {
+  for (size_t file = 0; file < plan_.files.size(); ++file) MakeFile(file);
+  Buffer buffer(kIoBuffer);
+  for (size_t file = 0; file < plan_.files.size(); ++file)
+    if (missing_[file] == 0) Hash(file, buffer.data(), nullptr);
+}
+
+void Execution::MakeFile(size_t file) {
+  const FileLayout& layout = plan_.files[file];
+  std::shared_ptr<File> open = files_.Get(plan_.sources.size() + file);
+  CheckStop(options_);
+  open->Truncate(layout.size);
+  for (const Literal& literal : layout.literals) {
+    open->WriteAt(literal.bytes.data(), literal.bytes.size(), literal.offset);
+    behind_.Wrote(file, literal.offset, literal.bytes.size());
+    report_.bytes_written += literal.bytes.size();
+  }
+}
+
+// Hashes a complete file through a buffer of kIoBuffer bytes.
+void Execution::Hash(size_t file, std::byte* buffer, const Turn* turn) {
+  const uint64_t size = plan_.files[file].size;
+  std::unique_ptr<File> open = io_.OpenRead(StagedPath(file));
+  Xxh3 hash;
+  for (uint64_t offset = 0; offset < size; offset += kIoBuffer) {
+    turn ? turn->Check() : CheckStop(options_);
+    const uint64_t count = std::min(kIoBuffer, size - offset);
+    open->ReadAt(buffer, count, offset);
+    hash.Update(buffer, count);
+  }
+  report_.hashes[file] = hash.Digest();
+  behind_.Completed(file);
+}
+
+void Execution::SyncAll() {
+  io_.SyncFileSystem(staging_);
+  behind_.ForgetRest();
+  for (auto folder = folders_.rbegin(); folder != folders_.rend(); ++folder)
+    io_.SyncDirectory(JoinPath(staging_, *folder));
+}
+
+void Execution::ReportOverflows() {
+  std::map<uint32_t, size_t> places;  // of a source tensor in the report
+  for (auto [part, count] : overflows_) {
+    const uint32_t tensor = plan_.parts[part].sources[0].tensor;
+    auto [place, added] = places.try_emplace(tensor, report_.overflows.size());
+    if (added) report_.overflows.push_back({plan_.source_tensors[tensor]});
+    report_.overflows[place->second].count += count;
+  }
+}
+
+}  // namespace
+
+ExecuteReport Execute(const Plan& plan, const std::string& staging, Io& io, const ExecuteOptions& options) {
+  return Execution(plan, staging, io, options).Perform();
+}
+
+uint64_t WorkerBytes(const Plan& plan, uint64_t dense_buffer) {
+  return std::min(dense_buffer, kMaxOpBytes) * (AnySourcesOverlap(plan.parts) ? 2 : 1) + kIoBuffer;
+}
+
+}  // namespace reshard

@@ -1,0 +1,362 @@
+#include "execute/publish.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <map>
+#include <set>
+#include <utility>
+
+#include "base/bytes.h"
+#include "base/error.h"
+#include "execute/owner.h"
+
+namespace reshard {
+namespace {
+
+constexpr char kRoot[] = ".reshard";
+constexpr char kReceipt[] = ".reshard.json";
+constexpr char kLogs[] = "conversion-logs";
+constexpr char kExecuted[] = "executed";
+constexpr char kPublishing[] = "publishing";
+constexpr uint64_t kMaxRecordBytes = 64 * kMiB;
+
+struct Places {
+  Places(const std::string& folder, const std::string& plan_id)
+      : target(folder),
+        root(JoinPath(folder, kRoot)),
+        plan(JoinPath(root, plan_id)),
+        files(JoinPath(plan, "files")),
+        old(JoinPath(plan, "old")) {}
+  const std::string target, root, plan, files, old;
+};
+
+struct SizedFile {
+  std::string path;  // relative
+  uint64_t size = 0;
+};
+
+std::string TopEntry(const std::string& path) { return path.substr(0, path.find('/')); }
+std::string Parent(const std::string& path) { return std::filesystem::path(path).parent_path().string(); }
+
+bool IsOurs(const std::string& entry) { return entry == kRoot || entry == kReceipt || entry == kLogs; }
+
+bool IsRelativeInside(const std::string& path) {
+  const std::filesystem::path parts(path);
+  return !path.empty() && !parts.is_absolute() && std::find(parts.begin(), parts.end(), "..") == parts.end();
+}
+
+bool IsFileOfSize(Io& io, const std::string& path, uint64_t size) {
+  const std::optional<FileInfo> info = io.Stat(path);
+  return info && info->type == FileInfo::Type::kFile && info->size == size;
+}
+
+Error BadRecord(const std::string& path, const std::string& found) {
+  Error error(Code::kCorrupt, found + "; delete the file and convert again");
+  error.At("reading", path);
+  return error;
+}
+
+Json ReadRecord(Io& io, const std::string& path) { return ParseJson(ReadWholeFile(io, path, kMaxRecordBytes), path); }
+
+// Complete or not there, also after a power loss. The temporary name lies in the plan's folder, on the same file
+// system.
+void WriteRecord(Io& io, const Places& places, const Json& record, const std::string& folder, const std::string& name) {
+  const std::string temporary = JoinPath(places.plan, "record.tmp");
+  WriteWholeFile(io, temporary, record.dump(2) + "\n");
+  io.OpenWrite(temporary)->Sync();
+  io.Rename(temporary, JoinPath(folder, name));
+  io.SyncDirectory(folder);
+}
+
+template <typename T>
+T Field(const Json& record, const char* key, const std::string& path) {
+  try {
+    return record.at(key).get<T>();
+  } catch (const Json::exception&) {
+    throw BadRecord(path, fmt::format("found no valid '{}', expected a record of reshard", key));
+  }
+}
+
+// The "files" of a receipt or of an `executed` record.
+std::vector<SizedFile> FilesOf(const Json& record, const std::string& path) {
+  std::vector<SizedFile> files;
+  for (const Json& row : Field<Json::array_t>(record, "files", path)) {
+    files.push_back({Field<std::string>(row, "path", path), Field<uint64_t>(row, "size", path)});
+    if (!IsRelativeInside(files.back().path)) {
+      throw BadRecord(path, fmt::format("found the file '{}', expected a path inside the folder", files.back().path));
+    }
+  }
+  return files;
+}
+
+bool AllThere(Io& io, const std::string& folder, const std::vector<SizedFile>& files) {
+  return std::all_of(files.begin(), files.end(),
+                     [&](const SizedFile& file) { return IsFileOfSize(io, JoinPath(folder, file.path), file.size); });
+}
+
+// A publication from its `publishing` record on. Every step may be repeated, so that it can go on from any point:
+//   "old_moved": false   the target holds nothing of ours yet: what it does hold is moved into old/
+//   "old_moved": true    the target holds nothing but what was renamed into place
+// The record goes before old/ does, and both after the receipt.
+class Publication {
+ public:
+  Publication(Io& io, const Places& places) : io_(io), places_(places) {}
+
+  void Record(const Target& target, const Json& receipt) {
+    record_ = {{"plan_id", target.plan_id}, {"replace", target.replace}, {"markers", target.markers},
+               {"files", target.files},     {"old_moved", false},        {"receipt", receipt}};
+    CheckRecord();
+    Save();
+  }
+
+  void Load() {
+    record_ = ReadRecord(io_, record_path_);
+    CheckRecord();
+  }
+
+  void RollForward() {
+    if (!old_moved_) MoveOldEntries();
+    RenameFiles();
+    WriteRecord(io_, places_, receipt_, places_.target, kReceipt);
+    io_.RemoveAll(record_path_);
+    io_.SyncDirectory(places_.plan);
+    io_.RemoveAll(places_.plan);
+  }
+
+ private:
+  void CheckRecord() {
+    replace_ = Field<bool>(record_, "replace", record_path_);
+    old_moved_ = Field<bool>(record_, "old_moved", record_path_);
+    markers_ = Field<std::vector<std::string>>(record_, "markers", record_path_);
+    receipt_ = Field<Json>(record_, "receipt", record_path_);
+    std::map<std::string, uint64_t> sizes;
+    for (const SizedFile& file : FilesOf(receipt_, record_path_)) sizes[file.path] = file.size;
+    for (const std::string& path : Field<std::vector<std::string>>(record_, "files", record_path_)) {
+      const auto found = sizes.find(path);
+      if (found == sizes.end()) throw BadRecord(record_path_, "found no size of '" + path + "', expected one");
+      files_.push_back({path, found->second});
+    }
+  }
+
+  void Save() { WriteRecord(io_, places_, record_, places_.plan, kPublishing); }
+
+  // The old receipt first: it must not vouch for what is half gone. Then what makes the old checkpoint one.
+  void MoveOldEntries() {
+    io_.MakeDirectories(places_.old);
+    std::vector<std::string> first = {kReceipt};
+    if (replace_) {
+      for (const std::string& marker : markers_) {
+        if (io_.Stat(JoinPath(places_.target, marker))) first.push_back(TopEntry(marker));
+      }
+    }
+    MoveAway(first);
+    if (replace_) {
+      std::vector<std::string> rest = io_.List(places_.target);
+      rest.erase(std::remove_if(rest.begin(), rest.end(), IsOurs), rest.end());
+      MoveAway(rest);
+    }
+    record_["old_moved"] = true;
+    Save();
+  }
+
+  void MoveAway(const std::vector<std::string>& entries) {
+    const std::vector<std::string> listed = io_.List(places_.target);
+    std::set<std::string> there(listed.begin(), listed.end());
+    for (const std::string& entry : entries) {
+      if (there.erase(entry) == 0) continue;
+      io_.Rename(JoinPath(places_.target, entry), JoinPath(places_.old, entry));
+    }
+    io_.SyncDirectory(places_.old);
+    io_.SyncDirectory(places_.target);
+  }
+
+  // All but the marker, made durable, then the marker.
+  void RenameFiles() {
+    std::set<std::string> folders = {""};  // relative ones
+    for (const SizedFile& file : files_) {
+      const std::string folder = Parent(file.path);
+      if (folders.count(folder) == 0) io_.MakeDirectories(JoinPath(places_.target, folder));
+      for (std::string up = folder; folders.insert(up).second;) up = Parent(up);
+    }
+    for (size_t i = 0; i + 1 < files_.size(); ++i) RenameFile(files_[i]);
+    for (auto folder = folders.rbegin(); folder != folders.rend(); ++folder) {
+      io_.SyncDirectory(JoinPath(places_.target, *folder));
+    }
+    if (files_.empty()) return;
+    RenameFile(files_.back());
+    io_.SyncDirectory(Parent(JoinPath(places_.target, files_.back().path)));
+  }
+
+  void RenameFile(const SizedFile& file) {
+    const std::string staged = JoinPath(places_.files, file.path);
+    const std::string published = JoinPath(places_.target, file.path);
+    if (io_.Stat(staged)) {
+      io_.Rename(staged, published);
+    } else if (!IsFileOfSize(io_, published, file.size)) {
+      throw Error(Code::kCorrupt,
+                  fmt::format("found neither {} nor a published file of {} bytes, expected one of them; "
+                              "delete {} and convert again",
+                              staged, file.size, places_.root))
+          .At("publishing", published);
+    }
+  }
+
+  Io& io_;
+  const Places& places_;
+  const std::string record_path_ = JoinPath(places_.plan, kPublishing);
+  Json record_, receipt_;
+  bool replace_ = false, old_moved_ = false;
+  std::vector<std::string> markers_;
+  std::vector<SizedFile> files_;
+};
+
+bool IsComplete(Io& io, const Target& target) {
+  try {
+    const std::optional<Json> receipt = ReadReceipt(io, target.folder);
+    return receipt && receipt->at("plan_id") == target.plan_id &&
+           AllThere(io, target.folder, FilesOf(*receipt, target.folder));
+  } catch (const Error& error) {
+    if (error.code() != Code::kCorrupt) throw;
+    return false;  // an unreadable receipt vouches for nothing
+  }
+}
+
+void RefuseOldEntries(Io& io, const Target& target) {
+  if (target.replace || !io.Stat(target.folder)) return;
+  for (const std::string& entry : io.List(target.folder)) {
+    if (IsOurs(entry)) continue;
+    throw Error(Code::kAlreadyExists,
+                fmt::format("found '{}', expected an empty folder; choose another one, or replace "
+                            "what is there with --override",
+                            entry))
+        .At("writing", target.folder);
+  }
+}
+
+// What MarkExecuted was given, where all the files it saw are staged still.
+std::optional<Json> ReadExecuted(Io& io, const Places& places, const Target& target) {
+  const std::string path = JoinPath(places.plan, kExecuted);
+  if (!io.Stat(path)) return std::nullopt;
+  const Json executed = ReadRecord(io, path);
+  const std::vector<SizedFile> files = FilesOf(executed, path);
+  const auto same = [](const SizedFile& file, const std::string& name) { return file.path == name; };
+  if (!std::equal(files.begin(), files.end(), target.files.begin(), target.files.end(), same)) return std::nullopt;
+  if (!AllThere(io, places.files, files)) return std::nullopt;
+  return Field<Json>(executed, "record", path);
+}
+
+void RollForwardAll(Io& io, const std::string& folder) {
+  for (const std::string& name : io.List(JoinPath(folder, kRoot))) {
+    const Places places(folder, name);
+    if (!io.Stat(JoinPath(places.plan, kPublishing))) continue;
+    Publication publication(io, places);
+    publication.Load();
+    publication.RollForward();
+  }
+}
+
+// Deletes what earlier runs left in `.reshard`, but for one folder that is of use still.
+void DeleteLeftovers(Io& io, const Places& places, const OwnerLock& lock, const std::string& kept) {
+  for (const std::string& name : io.List(places.root)) {
+    if (name == kept || std::count(lock.names().begin(), lock.names().end(), name) > 0) continue;
+    io.RemoveAll(JoinPath(places.root, name));
+  }
+}
+
+class ClaimedStage : public Stage {
+ public:
+  ClaimedStage(Io& io, Target target, std::unique_ptr<OwnerLock> lock, bool made_folder, std::optional<Json> executed)
+      : io_(io),
+        target_(std::move(target)),
+        places_(target_.folder, target_.plan_id),
+        lock_(std::move(lock)),
+        made_folder_(made_folder),
+        executed_(std::move(executed)) {
+    io_.MakeDirectories(places_.files);
+  }
+
+  const std::string& folder() const override { return places_.files; }
+  const std::optional<Json>& executed() const override { return executed_; }
+
+  void MarkExecuted(const Json& record) override {
+    CheckHeld();
+    Json files = Json::array();
+    for (const std::string& path : target_.files) {
+      const std::optional<FileInfo> info = io_.Stat(JoinPath(places_.files, path));
+      if (!info) throw Error(Code::kInternal, "no such staged file").At("publishing", path);
+      files.push_back({{"path", path}, {"size", info->size}});
+    }
+    io_.SyncFileSystem(places_.files);
+    WriteRecord(io_, places_, {{"files", files}, {"record", record}}, places_.plan, kExecuted);
+    executed_ = record;
+  }
+
+  void Publish(const Json& receipt) override {
+    CheckHeld();
+    RefuseOldEntries(io_, target_);
+    io_.SyncFileSystem(places_.files);
+    Publication publication(io_, places_);
+    publication.Record(target_, receipt);
+    publication.RollForward();
+    lock_->Release();
+  }
+
+  void Discard() override {
+    CheckHeld();
+    io_.RemoveAll(places_.plan);
+    lock_->Release();
+    if (made_folder_) io_.RemoveEmptyDirectory(target_.folder);
+  }
+
+ private:
+  void CheckHeld() {
+    if (lock_->Held()) return;
+    throw Error(Code::kAlreadyExists, "another run took the folder over, expected to own it; run the command again")
+        .At("publishing", target_.folder);
+  }
+
+  Io& io_;
+  const Target target_;
+  const Places places_;
+  const std::unique_ptr<OwnerLock> lock_;
+  const bool made_folder_;
+  std::optional<Json> executed_;
+};
+
+}  // namespace
+
+std::unique_ptr<Stage> Claim(Io& io, const Target& target) {
+  const Places places(target.folder, target.plan_id);
+  const std::optional<FileInfo> info = io.Stat(target.folder);
+  if (info && info->type != FileInfo::Type::kDirectory) {
+    throw Error(Code::kAlreadyExists, "found a file, expected a folder or nothing").At("writing", target.folder);
+  }
+  // Where no run has been at work, nothing is written before it is known that there is something to do.
+  if (!io.Stat(places.root)) {
+    if (IsComplete(io, target)) return nullptr;
+    RefuseOldEntries(io, target);
+  }
+  auto lock = std::make_unique<OwnerLock>(io, places.root);
+  RollForwardAll(io, target.folder);
+  if (IsComplete(io, target)) {
+    DeleteLeftovers(io, places, *lock, "");
+    return nullptr;
+  }
+  RefuseOldEntries(io, target);
+  std::optional<Json> executed = ReadExecuted(io, places, target);
+  DeleteLeftovers(io, places, *lock, executed ? target.plan_id : "");
+  return std::make_unique<ClaimedStage>(io, target, std::move(lock), !info, std::move(executed));
+}
+
+std::optional<Json> ReadReceipt(Io& io, const std::string& folder) {
+  const std::string path = JoinPath(folder, kReceipt);
+  if (!io.Stat(path)) return std::nullopt;
+  Json receipt = ReadRecord(io, path);
+  Field<std::string>(receipt, "plan_id", path);
+  FilesOf(receipt, path);
+  return receipt;
+}
+
+}  // namespace reshard

@@ -1,11 +1,11 @@
 // From staged files to a checkpoint: claiming a target folder, publishing file by file with the marker last, receipts.
 //
-//   <target>/.reshard/<plan id>/owner        who works on it: host, pid, boot id; made with link(2)
+//   <target>/.reshard/owner                  who works on it, whatever the plan: host, pid, boot id (execute/owner.h)
 //   <target>/.reshard/<plan id>/files/...    the staged files
 //   <target>/.reshard/<plan id>/executed     JSON, written when all of them are complete and synced
-//   <target>/.reshard/<plan id>/publishing   JSON, written before the first rename: names what is to be published
+//   <target>/.reshard/<plan id>/publishing   JSON, written before the first rename: what is to be published
 //   <target>/.reshard/<plan id>/old/...      what --override moved out of the way
-//   <target>/.reshard.json                   the receipt
+//   <target>/.reshard.json                   the receipt: has "plan_id", and "files" with a "path" and "size" each
 //
 // At every instant the target is the old checkpoint, or has no marker and the next run rolls it forward, or is the new
 // one; that is so after SIGKILL and power loss at any point.
@@ -22,12 +22,12 @@
 namespace reshard {
 
 struct Target {
-  std::string folder;              // made if it is not there
+  std::string folder;  // made if it is not there
   std::string plan_id;
   std::vector<std::string> files;  // relative paths in the order of publication: the marker last
   bool replace = false;            // --override
-  // Names, at the top of the target or below it, that a loader could take for a marker of any kind: under `replace`, old
-  // entries that contain one are moved away first.
+  // Names, at the top of the target or below it, that a loader could take for a marker of any kind: under `replace`,
+  // old entries that contain one are moved away first.
   std::vector<std::string> markers;
 };
 
@@ -44,8 +44,8 @@ class Stage {
   virtual const std::optional<Json>& executed() const = 0;
   virtual void MarkExecuted(const Json& record) = 0;
 
-  // The publication steps of the design: record, move old entries away, rename new ones (marker last), sync folders, write
-  // the receipt, delete the staging folder and old/.
+  // The publication steps of the design: record, move old entries away, rename new ones (marker last), sync folders,
+  // write the receipt, delete the staging folder and old/.
   virtual void Publish(const Json& receipt) = 0;
 
   // Deletes the staged files, and the target folder too if this claim made it and it is otherwise empty.
@@ -53,13 +53,14 @@ class Stage {
 };
 
 // Claims the target for this plan. Before that, a publication that an earlier run began (its `publishing` record is
-// there) is rolled forward to its end. Then, in this order:
+// there) and no live run is at is rolled forward to its end. Then:
 //   * the target has a receipt of this very plan id and its files are there with the receipt's sizes: returns nullptr,
 //     "already complete";
 //   * it holds any entry other than `conversion-logs`, `.reshard`, `.reshard.json` and not `replace`: kAlreadyExists,
 //     names the entry and --override;
-//   * another live run owns a staging folder there: kAlreadyExists, with host and pid. An owner that is dead (same host
-//     and boot: no such pid; same host, another boot) or whose heartbeat is older than 60 s is taken over;
+//   * another live run owns the target: kAlreadyExists, with host and pid. An owner that is dead (same host and boot:
+//   no
+//     such process; same host, another boot; elsewhere: no heartbeat for 60 s) is taken over;
 //   * staging folders of other plans and of dead runs are deleted (a rerun starts again and never mixes in leftovers).
 std::unique_ptr<Stage> Claim(Io& io, const Target& target);
 

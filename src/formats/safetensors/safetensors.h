@@ -13,8 +13,8 @@ namespace reshard::safetensors {
 
 // Tensors of one file in order of their data, each with one chunk of file number `file`. Reads the header only, by SAX:
 // memory is the header's text plus the result; a header of more than `max_header` bytes is kUnsupported and the message
-// names --max_memory. Every check of the official parser is made (FORMAT.md lists them), and these besides: a name twice,
-// __metadata__ twice, a git-lfs pointer ("run git lfs pull"), more than Dims::kMaxAxes axes, names with control characters.
+// names --max_memory. Every check of the official parser is made (FORMAT.md lists them), and these besides: a name
+// twice, a git-lfs pointer ("run git lfs pull"), more than Dims::kMaxAxes axes, names with control or bidi characters.
 // Errors: kCorrupt, kUnsupported, with path, tensor, found and expected numbers.
 std::vector<StoredTensor> ReadFile(Io& io, const std::string& path, uint32_t file, uint64_t max_header);
 
@@ -22,10 +22,10 @@ std::vector<StoredTensor> ReadFile(Io& io, const std::string& path, uint32_t fil
 std::vector<StoredTensor> ReadHeader(const std::string& header_and_length, uint64_t file_size, const std::string& path,
                                      uint32_t file);
 
-// A tensor to be written: name, dtype, shape; chunks are ignored and filled in by LayOut.
-// One file with these tensors and `{"format":"pt"}`: sorted by dtype and name and with the header text that the official
-// writer gives, but padded so that data starts at a multiple of 4096. Fills in each tensor's one chunk (of file number
-// `file`) and reorders nothing.
+// One file with these tensors (name, dtype and shape count) and `{"format":"pt"}`: sorted by dtype and name and with
+// the header text that the official writer gives, but padded so that data starts at a multiple of 4096. Fills in each
+// tensor's one chunk (of file number `file`) and reorders nothing. Errors: kUnsupported, a header that readers would
+// refuse for its length.
 FileLayout LayOut(std::string path, std::vector<StoredTensor*> tensors, uint32_t file);
 
 }  // namespace reshard::safetensors

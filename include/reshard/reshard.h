@@ -1,0 +1,148 @@
+// The public interface of reshard: inspect a checkpoint, plan a conversion, run it, compare two checkpoints.
+//
+// All functions throw reshard::Error (base/error.h), whose code maps to a documented exit code; none of them prints.
+// Thread rule: calls are independent of each other; a Conversion belongs to one thread.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/error.h"
+
+namespace reshard {
+
+const char* Version();
+
+// How much of the machine a call may use, and how it reports and stops.
+struct RunOptions {
+  uint64_t max_memory = uint64_t{256} << 20;  // bytes of resident memory, everything counted
+  unsigned workers = 0;                       // 0: as many as there are cores, 2 to 8
+  // Told of bytes done and bytes in all, at most ten times a second, by one thread at a time.
+  std::function<void(uint64_t done, uint64_t total)> progress;
+  // When it turns true, the call stops within a step and throws kCancelled. Not owned.
+  const std::atomic<bool>* stop = nullptr;
+};
+
+struct ConvertOptions {
+  std::string input, output;    // folders
+  std::string from, to;         // kinds: "hf", "nemo"; `from` may be empty
+  std::string model_type;       // "llama", "qwen", or empty
+  std::string hf_model_name;    // a folder, or a name on the hub: template of what NeMo cannot say, and tokenizer
+  std::string dtype;            // "bf16", "fp16", "fp32" and the spellings of --precision; empty: as the source
+  uint64_t max_shard_size = 10'000'000'000;  // bytes of one safetensors file
+  std::optional<uint64_t> vocab_size;        // rows of the vocabulary without its padding
+  bool untie_embeddings = false;
+  bool rope_config_only = false;  // store rope settings that a NeMo model does not read
+  bool allow_overflow = false;    // publish although a cast made finite values infinite
+  bool replace = false;           // --override
+  bool verify = false;            // compare with the source before publishing
+  bool discard = false;           // move the data but write none of it: for measuring
+  RunOptions run;
+};
+
+struct NamedSize {
+  std::string path;
+  uint64_t size = 0;  // bytes
+};
+
+// What a conversion would do.
+struct PlanReport {
+  std::string id;
+  std::string source, source_kind, source_format, family;
+  std::string target, target_kind, target_format;
+  uint64_t parameters = 0, source_bytes = 0;
+  std::vector<NamedSize> files;  // of the target, in the order of publication
+  uint64_t ops = 0, bytes_read = 0, bytes_written = 0, peak_memory = 0;
+  std::vector<std::string> copied, left, notes;
+};
+
+struct ConvertReport {
+  bool already_complete = false;
+  uint64_t bytes_read = 0, bytes_written = 0, files = 0;
+  std::vector<std::pair<std::string, uint64_t>> overflows;  // tensor, finite values that became infinite
+};
+
+// An opened source and the plan for its target. The constructor reads headers only and touches nothing.
+class Conversion {
+ public:
+  explicit Conversion(ConvertOptions options);
+  ~Conversion();
+  const PlanReport& plan() const;
+  // Claims the target, moves the data, publishes. See DESIGN: at every instant the target is the old checkpoint, has no
+  // marker, or is the new one.
+  ConvertReport Run();
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+struct TensorReport {
+  std::string name, dtype;
+  std::vector<uint64_t> shape;
+};
+
+struct InspectReport {
+  std::string path, kind, format, family, architecture;
+  std::vector<std::pair<std::string, std::string>> hyperparameters;  // values are JSON texts
+  uint64_t parameters = 0, bytes = 0;
+  std::vector<std::pair<std::string, uint64_t>> dtypes;  // name, how many tensors
+  std::vector<TensorReport> tensors;
+  std::vector<NamedSize> shards;
+  std::vector<std::string> notes;
+};
+InspectReport Inspect(const std::string& path, const std::string& model_type, const RunOptions& options);
+
+struct TensorDifference {
+  std::string name;     // of a's tensor; the part of it that differs behind a colon where it holds several
+  std::string verdict;  // "equal", "equal_rounded" (a, cast to b's dtype, is b), "differs"
+  std::string dtype_a, dtype_b;
+  uint64_t differing = 0;  // elements
+  struct Element {
+    std::vector<uint64_t> index;
+    double a = 0, b = 0;
+    uint64_t ulps = 0;  // of b's dtype
+  };
+  std::optional<Element> first, worst;
+};
+
+struct VerifyReport {
+  bool equal = true;
+  struct HyperDifference {
+    std::string key, a, b;  // JSON texts
+  };
+  std::vector<HyperDifference> hyperparameters;
+  std::vector<TensorDifference> tensors;  // all of them, in a's order
+  std::vector<std::string> missing, extra;  // tensors that b lacks, that a lacks
+};
+// Are two checkpoints the same model, whatever their kinds, shards and dtypes?
+VerifyReport Verify(const std::string& a, const std::string& b, const RunOptions& options);
+
+struct ReceiptReport {
+  bool equal = true;
+  uint64_t files = 0, bytes = 0;
+  std::vector<std::string> problems;  // a line each: a file that is missing or has other bytes
+};
+// Reads a checkpoint again and compares it with its receipt. Errors: kNotFound where it has none.
+ReceiptReport VerifyReceipt(const std::string& path, const RunOptions& options);
+
+// The tables: names and what they are.
+struct TableRow {
+  std::string name, description;
+  std::vector<std::string> details;
+};
+std::vector<TableRow> FamilyTable();
+std::vector<TableRow> FormatTable();
+// The family tables whole, as JSON text: rows, layouts of every kind, defaults, flags.
+std::string FamiliesJson();
+
+// Bytes of a size text ("10GB", "256MiB"). Errors: kInvalidArgument that names `option`.
+uint64_t ParseSize(const std::string& text, const std::string& option);
+
+}  // namespace reshard

@@ -1,0 +1,243 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "api/memory.h"
+#include "api/progress.h"
+#include "api/target_path.h"
+#include "api/verify.h"
+#include "base/hash.h"
+#include "execute/execute.h"
+#include "execute/publish.h"
+#include "hub/hub.h"
+#include "models/kinds/kind.h"
+#include "plan/planner.h"
+#include "reshard/reshard.h"
+
+namespace reshard {
+namespace {
+
+// Spellings of --dtype, and those of the originals' --precision.
+struct DtypeSpelling {
+  std::string_view text;
+  Dtype dtype;
+};
+constexpr DtypeSpelling kSpellings[] = {
+    {"bf16", Dtype::kBF16}, {"bf16-mixed", Dtype::kBF16}, {"bfloat16", Dtype::kBF16}, {"fp16", Dtype::kF16},
+    {"16", Dtype::kF16},    {"16-mixed", Dtype::kF16},    {"float16", Dtype::kF16},   {"fp32", Dtype::kF32},
+    {"32", Dtype::kF32},    {"32-true", Dtype::kF32},     {"float32", Dtype::kF32},
+};
+
+std::optional<Dtype> ParseDtype(const std::string& text) {
+  if (text.empty()) return std::nullopt;
+  for (const DtypeSpelling& row : kSpellings)
+    if (row.text == text) return row.dtype;
+  throw Error(Code::kInvalidArgument, fmt::format("--dtype is '{}', expected bf16, fp16 or fp32", text));
+}
+
+// The folder of --hf_model_name where a NeMo source needs one as its template.
+std::string TemplateFolder(Io& io, const ConvertOptions& options) {
+  if (options.hf_model_name.empty()) return "";
+  std::optional<std::string> folder = FindModel(io, options.hf_model_name);
+  if (!folder)
+    throw Error(Code::kNotFound, fmt::format("it is neither a folder nor in the local hub cache {}, expected config and tokenizer there; download the "
+                                             "model, give its folder, or leave --hf_model_name out to have config.json derived",
+                                             HubCache()))
+        .At("reading the template", options.hf_model_name);
+  return *folder;
+}
+
+std::vector<std::string> AllMarkers() {
+  std::vector<std::string> markers;
+  for (const Kind& kind : Kinds()) markers.insert(markers.end(), kind.markers.begin(), kind.markers.end());
+  return markers;
+}
+
+}  // namespace
+
+struct Conversion::State {
+  ConvertOptions options;
+  Io& io = PosixIo();
+  OpenOptions open;
+  TargetOptions target;
+  Checkpoint source;
+  Planned planned;
+  ExecuteOptions execute;
+  PlanReport report;
+
+  explicit State(ConvertOptions given) : options(std::move(given)) {
+    const Kind& kind = KindByName(options.to);
+    target = {ParseDtype(options.dtype), options.hf_model_name, options.max_shard_size, options.untie_embeddings, options.rope_config_only};
+    open.model_type = options.model_type;
+    open.vocab_size = options.vocab_size;
+    open.max_header = MaxHeader(options.run);
+    const Kind& source_kind = DetectKind(io, options.input);
+    CheckTargetPath(io, options.input, options.output);
+    if (source_kind.name == kNemo.name) open.template_path = TemplateFolder(io, options);
+    source = OpenCheckpoint(io, options.input, options.from, open);
+    planned = MakePlan(io, source, kind, target);
+    execute = FitWorkers(options.run, [&](uint64_t dense) { return WorkerBytes(planned.plan, dense); });
+    Describe(kind);
+  }
+
+  void Describe(const Kind& kind) {
+    const Plan& plan = planned.plan;
+    PlanTotals totals = TotalsOf(plan);
+    report.id = plan.id;
+    report.source = options.input;
+    report.source_kind = source.kind;
+    report.source_format = source.format;
+    report.family = source.model.family->name;
+    report.target = options.output;
+    report.target_kind = kind.name;
+    report.target_format = kind.format;
+    for (const StoredTensor& tensor : source.tensors) {
+      report.parameters += ElementCount(tensor.shape);
+      report.source_bytes += ElementCount(tensor.shape) * ItemSize(tensor.dtype);
+    }
+    for (const FileLayout& file : plan.files) report.files.push_back({file.path, file.size});
+    report.ops = totals.ops;
+    report.bytes_read = totals.bytes_read;
+    report.bytes_written = totals.bytes_written;
+    report.peak_memory = ResidentMemory() + execute.workers * WorkerBytes(plan, execute.dense_buffer);
+    report.copied = planned.copied;
+    report.left = planned.left;
+    report.notes = planned.notes;
+  }
+
+  Target TargetFolder() const {
+    Target folder{options.output, planned.plan.id, {}, options.replace, AllMarkers()};
+    for (const FileLayout& file : planned.plan.files) folder.files.push_back(file.path);
+    return folder;
+  }
+
+  ExecuteReport Move(Io& through, const std::string& folder) {
+    CallbackObserver observer(options.run);
+    ExecuteOptions with = execute;
+    with.observer = &observer;
+    return Execute(planned.plan, folder, through, with);
+  }
+
+  // What a rerun needs to know of a finished execution.
+  static Json Record(const ExecuteReport& done) {
+    Json record = {{"bytes_read", done.bytes_read}, {"bytes_written", done.bytes_written}, {"hashes", done.hashes}, {"overflows", Json::array()}};
+    for (const Overflow& overflow : done.overflows) record["overflows"].push_back({{"tensor", overflow.tensor}, {"count", overflow.count}});
+    return record;
+  }
+
+  static ExecuteReport FromRecord(const Json& record) {
+    ExecuteReport done;
+    done.bytes_read = record.at("bytes_read");
+    done.bytes_written = record.at("bytes_written");
+    done.hashes = record.at("hashes").get<std::vector<uint64_t>>();
+    for (const Json& overflow : record.at("overflows")) done.overflows.push_back({overflow.at("tensor"), overflow.at("count")});
+    return done;
+  }
+
+  void RefuseOverflow(const ExecuteReport& done) const {
+    if (done.overflows.empty() || options.allow_overflow) return;
+    uint64_t count = 0;
+    std::vector<std::string> lines;
+    for (const Overflow& overflow : done.overflows) {
+      count += overflow.count;
+      lines.push_back(fmt::format("tensor '{}': {} finite values became infinite", overflow.tensor, overflow.count));
+    }
+    constexpr size_t kShown = 20;
+    if (lines.size() > kShown) {
+      lines[kShown] = fmt::format("and {} more tensors", lines.size() - kShown);
+      lines.resize(kShown + 1);
+    }
+    throw Error(Code::kMismatch, fmt::format("{} values of {} tensors are too large for {}, expected all to fit; another --dtype holds them, or "
+                                             "--allow_overflow publishes what is staged",
+                                             count, done.overflows.size(), options.dtype))
+        .At("casting", options.input)
+        .Also(std::move(lines));
+  }
+
+  // The staged files, opened as a checkpoint, against the source.
+  void VerifyStaged(const std::string& folder) {
+    OpenOptions again = open;
+    if (source.kind == kHuggingFace.name) again.template_path = options.input;
+    if (!again.vocab_size) again.vocab_size = source.model.sizes['V'];
+    Checkpoint staged = OpenCheckpoint(io, folder, options.to, again);
+    VerifyReport verified = VerifyCheckpoints(source, staged, options.run, {.hyperparameters = false});
+    if (verified.equal) return;
+    throw Error(Code::kMismatch, fmt::format("the staged files differ from the source in {} tensors, expected none; nothing is published",
+                                             std::count_if(verified.tensors.begin(), verified.tensors.end(),
+                                                           [](const TensorDifference& tensor) { return tensor.verdict == "differs"; })))
+        .At("verifying", options.output);
+  }
+
+  Json Receipt(const ExecuteReport& done) const {
+    Json receipt = {{"reshard", Version()}, {"plan_id", planned.plan.id}};
+    receipt["options"] = {{"convert_from", source.kind},
+                          {"convert_to", options.to},
+                          {"dtype", options.dtype},
+                          {"max_shard_size", options.max_shard_size},
+                          {"hf_model_name", options.hf_model_name},
+                          {"untie_embeddings", options.untie_embeddings},
+                          {"allow_overflow", options.allow_overflow}};
+    receipt["sources"] = Json::array();
+    for (size_t i = 0; i < planned.plan.sources.size(); ++i) {
+      const SourceFile& file = planned.plan.sources[i];
+      receipt["sources"].push_back({{"path", file.relative}, {"size", file.size}, {"header", Hex(planned.source_hashes[i])}});
+    }
+    receipt["files"] = Json::array();
+    for (size_t i = 0; i < planned.plan.files.size(); ++i) {
+      const FileLayout& file = planned.plan.files[i];
+      receipt["files"].push_back({{"path", file.path}, {"size", file.size}, {"xxh3", Hex(done.hashes[i])}});
+    }
+    return receipt;
+  }
+
+  ConvertReport ReportOf(const ExecuteReport& done) const {
+    ConvertReport result{false, done.bytes_read, done.bytes_written, planned.plan.files.size(), {}};
+    for (const Overflow& overflow : done.overflows) result.overflows.emplace_back(overflow.tensor, overflow.count);
+    return result;
+  }
+
+  // Reads and casts everything and writes nothing, into a folder that is gone afterwards.
+  ConvertReport Discard() {
+    std::unique_ptr<Io> discarding = DiscardingIo(io);
+    std::unique_ptr<Stage> stage = Claim(io, TargetFolder());
+    if (!stage) return {true, 0, 0, 0, {}};
+    try {
+      ExecuteReport done = Move(*discarding, stage->folder());
+      stage->Discard();
+      return ReportOf(done);
+    } catch (...) {
+      stage->Discard();
+      throw;
+    }
+  }
+
+  ConvertReport Run() {
+    if (options.discard) return Discard();
+    std::unique_ptr<Stage> stage = Claim(io, TargetFolder());
+    if (!stage) return {true, 0, 0, planned.plan.files.size(), {}};
+    ExecuteReport done;
+    try {
+      if (stage->executed()) {
+        done = FromRecord(*stage->executed());
+      } else {
+        CheckFreeSpace(io, planned.plan, options.output, options.replace);
+        done = Move(io, stage->folder());
+        stage->MarkExecuted(Record(done));
+      }
+    } catch (...) {
+      stage->Discard();
+      throw;
+    }
+    RefuseOverflow(done);
+    if (options.verify) VerifyStaged(stage->folder());
+    stage->Publish(Receipt(done));
+    return ReportOf(done);
+  }
+};
+
+Conversion::Conversion(ConvertOptions options) : state_(std::make_unique<State>(std::move(options))) {}
+Conversion::~Conversion() = default;
+const PlanReport& Conversion::plan() const { return state_->report; }
+ConvertReport Conversion::Run() { return state_->Run(); }
+
+}  // namespace reshard

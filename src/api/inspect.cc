@@ -1,0 +1,114 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <map>
+
+#include "api/memory.h"
+#include "api/verify.h"
+#include "formats/safetensors/sharding.h"
+#include "models/families/families.h"
+#include "reshard/reshard.h"
+
+namespace reshard {
+namespace {
+
+Json TreeJson(const Tree& tree, size_t& next) {
+  const Node& node = tree.nodes[next++];
+  if (node.type == Node::Type::kPart) return node.role;
+  Json members = Json::array();
+  for (int i = 0; i < node.members; ++i) members.push_back(TreeJson(tree, next));
+  if (node.type == Node::Type::kStack) return {{"stack", std::string(1, node.index)}, {"of", members[0]}};
+  Json count = node.count < ' ' ? Json(static_cast<int>(node.count)) : Json(std::string(1, node.count));
+  return {{"interleave", count}, {"axis", node.axis}, {"of", members}};
+}
+
+Json LayoutsJson(const Layouts& layouts) {
+  if (!layouts.known) return nullptr;
+  Json forms = Json::array();
+  for (std::span<const Layout> form : layouts.forms) {
+    if (form.empty()) continue;
+    Json rows = Json::array();
+    for (const Layout& layout : form) {
+      size_t next = 0;
+      rows.push_back({{"name", layout.name}, {"holds", TreeJson(layout.tree, next)}, {"fragments", layout.fragments}});
+      if (layout.dtype) rows.back()["dtype"] = Row(*layout.dtype).name;
+    }
+    forms.push_back(rows);
+  }
+  return forms;
+}
+
+Json BlockJson(const Block& block) {
+  static constexpr const char* kScopes[] = {"model", "layer", "expert"};
+  Json rows = Json::array();
+  for (const PartRow& row : block.rows) {
+    Json json = {{"role", row.role}, {"scope", kScopes[static_cast<size_t>(row.scope)]}, {"shape", row.shape}};
+    if (row.split.unit) json["split"] = {{"axis", row.split.axis}, {"unit", std::string(1, row.split.unit)}};
+    if (!row.when.empty()) json["when"] = row.when;
+    rows.push_back(json);
+  }
+  return {{"rows", rows}, {"hf", LayoutsJson(block.hf)}, {"nemo", LayoutsJson(block.nemo)}};
+}
+
+}  // namespace
+
+const char* Version() { return RESHARD_VERSION; }
+
+InspectReport Inspect(const std::string& path, const std::string& model_type, const RunOptions& options) {
+  OpenOptions open;
+  open.model_type = model_type;
+  open.max_header = MaxHeader(options);
+  Checkpoint checkpoint = OpenCheckpoint(PosixIo(), path, "", open);
+  InspectReport report;
+  report.path = path;
+  report.kind = checkpoint.kind;
+  report.format = checkpoint.format;
+  report.family = checkpoint.model.family->name;
+  report.architecture = checkpoint.model.family->class_name;
+  for (const auto& [key, value] : HyperParametersOf(checkpoint.model)) report.hyperparameters.emplace_back(key, value.dump());
+  std::map<std::string, uint64_t> dtypes;
+  std::string prefix(KindByName(checkpoint.kind).name_prefix);
+  for (const StoredTensor& tensor : checkpoint.tensors) {
+    report.parameters += ElementCount(tensor.shape);
+    report.bytes += ElementCount(tensor.shape) * ItemSize(tensor.dtype);
+    std::string dtype(Row(tensor.dtype).name);
+    ++dtypes[dtype];
+    report.tensors.push_back({prefix + tensor.name, dtype, {tensor.shape.begin(), tensor.shape.end()}});
+  }
+  report.dtypes.assign(dtypes.begin(), dtypes.end());
+  for (const SourceFile& file : checkpoint.files) report.shards.push_back({file.relative, file.size});
+  if (!checkpoint.vocabulary_doubt.empty()) report.notes.push_back(checkpoint.vocabulary_doubt);
+  return report;
+}
+
+std::vector<TableRow> FamilyTable() {
+  std::vector<TableRow> rows;
+  for (const Family* family : Families())
+    rows.push_back({std::string(family->name), std::string(family->class_name), {std::string(family->group)}});
+  return rows;
+}
+
+std::vector<TableRow> FormatTable() {
+  std::vector<TableRow> rows;
+  for (const Kind& kind : Kinds()) rows.push_back({std::string(kind.name), std::string(kind.title), {std::string(kind.format)}});
+  return rows;
+}
+
+std::string FamiliesJson() {
+  Json all = Json::array();
+  for (const Family* family : Families()) {
+    Json json = {{"name", family->name}, {"group", family->group}, {"class", family->class_name}};
+    json["defaults"] = Json::object();
+    for (const ConfigDefault& row : family->defaults) json["defaults"][std::string(row.key)] = Json::parse(row.value);
+    json["flags"] = Json::object();
+    for (const Flag& flag : family->flags) json["flags"][std::string(flag.flag)] = flag.key.empty() ? Json(true) : Json(flag.key);
+    json["blocks"] = Json::array();
+    for (const Block* block : family->blocks) json["blocks"].push_back(BlockJson(*block));
+    all.push_back(json);
+  }
+  return all.dump(2);
+}
+
+uint64_t ParseSize(const std::string& text, const std::string& option) { return safetensors::ParseSize(text, option); }
+
+}  // namespace reshard

@@ -1,0 +1,23 @@
+// Keeping the promise of --max_memory: what is left for workers once everything else has its share.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+
+#include "execute/execute.h"
+#include "reshard/reshard.h"
+
+namespace reshard {
+
+// Resident memory of this process now, in bytes.
+uint64_t ResidentMemory();
+
+// Workers and dense buffers within options.max_memory. `worker_bytes` says what one worker takes with a dense buffer of so
+// many bytes. Smaller buffers rather than fewer workers, fewer workers rather than none; a number of workers that the user
+// gave is kept. Errors: kInvalidArgument with the memory that would do.
+ExecuteOptions FitWorkers(const RunOptions& options, const std::function<uint64_t(uint64_t)>& worker_bytes);
+
+// The most bytes of one header that a reader may hold.
+uint64_t MaxHeader(const RunOptions& options);
+
+}  // namespace reshard

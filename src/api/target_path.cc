@@ -1,0 +1,86 @@
+#include "api/target_path.h"
+
+#include <fmt/format.h>
+
+#include <set>
+
+#include "base/bytes.h"
+#include "base/error.h"
+
+namespace reshard {
+namespace {
+
+std::string ParentOf(const std::string& path) {
+  size_t slash = path.rfind('/');
+  if (slash == std::string::npos) return ".";
+  return slash == 0 ? "/" : path.substr(0, slash);
+}
+
+std::string WithoutSlashes(std::string path) {
+  while (path.size() > 1 && path.back() == '/') path.pop_back();
+  return path;
+}
+
+// The nearest of `path` and its parents that exists.
+std::string ExistingParent(Io& io, std::string path) {
+  path = WithoutSlashes(path);
+  while (!io.Stat(path) && path != "/" && path != ".") path = WithoutSlashes(ParentOf(path));
+  return path;
+}
+
+// Without links as far as it exists.
+std::string Resolve(Io& io, const std::string& path) {
+  std::string existing = ExistingParent(io, path), whole = WithoutSlashes(path);
+  std::string rest = whole.size() > existing.size() && existing != "." ? whole.substr(existing.size()) : existing == "." && whole != "." ? "/" + whole : "";
+  return WithoutSlashes(io.Canonical(existing) + (rest.empty() || rest[0] == '/' ? rest : "/" + rest));
+}
+
+bool IsWithin(const std::string& path, const std::string& folder) {
+  return path == folder || path.starts_with(folder == "/" ? folder : folder + "/");
+}
+
+uint64_t SizeBelow(Io& io, const std::string& folder) {
+  uint64_t bytes = 0;
+  for (const std::string& name : io.List(folder)) {
+    std::string path = JoinPath(folder, name);
+    auto info = io.Stat(path);
+    if (info) bytes += info->type == FileInfo::Type::kDirectory ? SizeBelow(io, path) : info->size;
+  }
+  return bytes;
+}
+
+}  // namespace
+
+void CheckTargetPath(Io& io, const std::string& source, const std::string& target) {
+  std::string from = Resolve(io, source), to = Resolve(io, target);
+  auto refuse = [&](const char* found) {
+    throw Error(Code::kPermission, fmt::format("{} the source {}, expected a folder of its own", found, source)).At("writing", target);
+  };
+  if (from == to) refuse("the target is");
+  if (IsWithin(to, from)) refuse("the target lies inside");
+  if (IsWithin(from, to)) refuse("the target holds");
+  auto info = io.Stat(target);
+  if (info && info->type != FileInfo::Type::kDirectory)
+    throw Error(Code::kAlreadyExists, "this is a file, expected a folder or nothing").At("writing", target);
+}
+
+void CheckFreeSpace(Io& io, const Plan& plan, const std::string& target, bool replace) {
+  constexpr uint64_t kRecords = 16;  // owner, records, receipt, folders of staging
+  uint64_t bytes = kMiB, inodes = plan.files.size() + kRecords;
+  std::set<std::string> folders;
+  for (const FileLayout& file : plan.files) {
+    bytes += RoundUp(file.size, 4 * kKiB);
+    folders.insert(ParentOf(file.path));
+  }
+  inodes += folders.size();
+  FreeSpace free = io.Free(ExistingParent(io, target));
+  if (free.inodes < inodes)
+    throw Error(Code::kNoSpace, fmt::format("{} files can still be made there, expected {}", free.inodes, inodes)).At("writing", target);
+  if (free.bytes >= bytes) return;
+  bool old_is_in_the_way = replace && io.Stat(target) && free.bytes + SizeBelow(io, target) >= bytes;
+  throw Error(Code::kNoSpace, fmt::format("{} bytes are free, expected {}{}", free.bytes, bytes,
+                                          old_is_in_the_way ? "; the old checkpoint stays until the new one is there, delete it first where that is too much" : ""))
+      .At("writing", target);
+}
+
+}  // namespace reshard

@@ -1,0 +1,145 @@
+#include "api/verify.h"
+
+#include <fmt/format.h>
+
+#include "api/memory.h"
+#include "api/progress.h"
+#include "base/hash.h"
+#include "execute/compare.h"
+#include "execute/publish.h"
+#include "plan/planner.h"
+
+namespace reshard {
+namespace {
+
+std::optional<TensorDifference::Element> ElementOf(const std::optional<Difference>& difference) {
+  if (!difference) return std::nullopt;
+  return TensorDifference::Element{difference->index, difference->a, difference->b, difference->ulps};
+}
+
+std::string VerdictName(PartComparison::Verdict verdict) {
+  switch (verdict) {
+    case PartComparison::Verdict::kEqual:
+      return "equal";
+    case PartComparison::Verdict::kEqualRounded:
+      return "equal_rounded";
+    case PartComparison::Verdict::kDiffers:
+      return "differs";
+  }
+  throw Error(Code::kInternal, "a verdict without a name");
+}
+
+// Named by a's tensor; by its part too where the tensor holds more than that one.
+TensorDifference Describe(const Paired& paired, const Part& part, const PartComparison& compared) {
+  const auto& pieces = part.sources.empty() ? part.targets : part.sources;
+  const std::string& tensor = (part.sources.empty() ? paired.b_tensors : paired.a_tensors)[pieces[0].tensor];
+  TensorDifference row;
+  row.name = fmt::format("{}: {}", tensor, part.name);
+  row.verdict = VerdictName(compared.verdict);
+  if (!part.sources.empty()) row.dtype_a = Row(part.sources[0].dtype).name;
+  if (!part.targets.empty()) row.dtype_b = Row(part.targets[0].dtype).name;
+  row.differing = compared.differing;
+  row.first = ElementOf(compared.first);
+  row.worst = ElementOf(compared.worst);
+  return row;
+}
+
+void CompareHyperParameters(const Checkpoint& a, const Checkpoint& b, VerifyReport& report) {
+  auto left = HyperParametersOf(a.model), right = HyperParametersOf(b.model);
+  bool padded = !a.vocabulary_doubt.empty() || !b.vocabulary_doubt.empty();
+  for (size_t i = 0; i < left.size(); ++i) {
+    if (left[i].second == right[i].second || (padded && left[i].first == "vocab_size")) continue;
+    report.hyperparameters.push_back({left[i].first, left[i].second.dump(), right[i].second.dump()});
+    report.equal = false;
+  }
+}
+
+// A file against its entry in a receipt; a line where it is another.
+std::string CheckAgainstReceipt(Io& io, const std::string& folder, const Json& entry, const RunOptions& options, ReceiptReport& report) {
+  std::string name = entry.at("path"), path = JoinPath(folder, name);
+  auto info = io.Stat(path);
+  if (!info) return fmt::format("{}: missing, expected {} bytes", name, entry.at("size").get<uint64_t>());
+  if (info->size != entry.at("size").get<uint64_t>())
+    return fmt::format("{}: {} bytes, expected {}", name, info->size, entry.at("size").get<uint64_t>());
+  std::unique_ptr<File> file = io.OpenRead(path);
+  std::vector<char> buffer(kIoBuffer);
+  Xxh3 hash;
+  for (uint64_t at = 0; at < info->size; at += buffer.size()) {
+    if (options.stop && *options.stop) throw Error(Code::kCancelled, "stopped by a signal");
+    uint64_t size = std::min<uint64_t>(buffer.size(), info->size - at);
+    file->ReadAt(buffer.data(), size, at);
+    hash.Update(buffer.data(), size);
+    report.bytes += size;
+  }
+  std::string found = Hex(hash.Digest());
+  return found == entry.at("xxh3") ? "" : fmt::format("{}: XXH3 {}, expected {}", name, found, entry.at("xxh3").get<std::string>());
+}
+
+}  // namespace
+
+std::vector<std::pair<std::string, Json>> HyperParametersOf(const Model& model) {
+  const Sizes& sizes = model.sizes;
+  const HyperParameters& hyper = model.hyper;
+  return {{"vocab_size", sizes['V']},
+          {"hidden_size", sizes['H']},
+          {"intermediate_size", sizes['F']},
+          {"num_hidden_layers", sizes['L']},
+          {"num_attention_heads", sizes['A']},
+          {"num_key_value_heads", sizes['G']},
+          {"head_dim", sizes['D']},
+          {"max_position_embeddings", hyper.max_position_embeddings},
+          {"rms_norm_eps", hyper.rms_norm_eps},
+          {"rope_theta", hyper.rope_theta},
+          {"rope_scaling", hyper.rope_scaling},
+          {"sliding_window", hyper.sliding_window},
+          {"tie_word_embeddings", model.tied},
+          {"qkv_bias", model.Has("qkv_bias")},
+          {"o_bias", model.Has("o_bias")},
+          {"mlp_bias", model.Has("mlp_bias")},
+          {"qk_norm", model.Has("qk_norm")}};
+}
+
+VerifyReport VerifyCheckpoints(const Checkpoint& a, const Checkpoint& b, const RunOptions& options, const VerifyScope& scope) {
+  VerifyReport report;
+  if (scope.hyperparameters) CompareHyperParameters(a, b, report);
+  Paired paired = PairUp(a, b);
+  report.missing = paired.missing;
+  report.extra = paired.extra;
+  report.equal = report.equal && paired.missing.empty() && paired.extra.empty();
+  ExecuteOptions execute = FitWorkers(options, CompareWorkerBytes);
+  CallbackObserver observer(options);
+  execute.observer = &observer;
+  for (const PartComparison& compared : Compare(paired.parts, a.files, b.files, PosixIo(), execute)) {
+    const Part& part = paired.parts[compared.part];
+    bool padding = part.sources.empty() || part.targets.empty();
+    if (padding && compared.verdict != PartComparison::Verdict::kDiffers) continue;
+    report.tensors.push_back(Describe(paired, part, compared));
+    report.equal = report.equal && compared.verdict != PartComparison::Verdict::kDiffers;
+  }
+  return report;
+}
+
+VerifyReport Verify(const std::string& a, const std::string& b, const RunOptions& options) {
+  OpenOptions open;
+  open.max_header = MaxHeader(options) / 2;
+  Checkpoint left = OpenCheckpoint(PosixIo(), a, "", open), right = OpenCheckpoint(PosixIo(), b, "", open);
+  return VerifyCheckpoints(left, right, options, {});
+}
+
+ReceiptReport VerifyReceipt(const std::string& path, const RunOptions& options) {
+  Io& io = PosixIo();
+  if (!io.Stat(path)) throw Error(Code::kNotFound, "there is no such folder, expected a checkpoint").At("reading", path);
+  std::optional<Json> receipt = ReadReceipt(io, path);
+  if (!receipt)
+    throw Error(Code::kNotFound, "there is no receipt .reshard.json, expected one; give a second checkpoint to compare with").At("reading", path);
+  ReceiptReport report;
+  for (const Json& entry : receipt->at("files")) {
+    std::string problem = CheckAgainstReceipt(io, path, entry, options, report);
+    ++report.files;
+    if (!problem.empty()) report.problems.push_back(problem);
+  }
+  report.equal = report.problems.empty();
+  return report;
+}
+
+}  // namespace reshard

@@ -1,0 +1,18 @@
+// Comparing two opened checkpoints.
+#pragma once
+
+#include "models/kinds/kind.h"
+#include "reshard/reshard.h"
+
+namespace reshard {
+
+struct VerifyScope {
+  bool hyperparameters = true;
+};
+
+VerifyReport VerifyCheckpoints(const Checkpoint& a, const Checkpoint& b, const RunOptions& options, const VerifyScope& scope);
+
+// The hyper-parameters of a model, in the order of print: names of config.json and their values.
+std::vector<std::pair<std::string, Json>> HyperParametersOf(const Model& model);
+
+}  // namespace reshard

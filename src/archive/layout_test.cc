@@ -1,0 +1,18 @@
+#include "archive/layout.h"
+
+#include <gtest/gtest.h>
+
+namespace reshard {
+namespace {
+
+TEST(LiteralFile, IsOneLiteralOfTheWholeSize) {
+  FileLayout file = LiteralFile("model/metadata.json", "{}\n");
+  EXPECT_EQ(file.path, "model/metadata.json");
+  EXPECT_EQ(file.size, 3u);
+  ASSERT_EQ(file.literals.size(), 1u);
+  EXPECT_EQ(file.literals[0].offset, 0u);
+  EXPECT_EQ(file.literals[0].bytes, "{}\n");
+}
+
+}  // namespace
+}  // namespace reshard

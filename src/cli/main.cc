@@ -1,0 +1,199 @@
+// The program: a command, its options, an exit code.
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <malloc.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <csignal>
+#include <new>
+
+#include "base/json.h"
+#include "cli/options.h"
+#include "cli/report.h"
+
+namespace reshard::cli {
+namespace {
+
+constexpr int kDiffers = 1;
+
+std::atomic<bool> stop = false;
+volatile std::sig_atomic_t stopped_by = 0;
+
+extern "C" void OnSignal(int number) {
+  stopped_by = number;
+  stop = true;
+}
+
+// SIGINT and SIGTERM ask workers to stop; a closed pipe and a file size limit are errors of the call, not of the process.
+void InstallSignals() {
+  struct sigaction action = {};
+  action.sa_handler = OnSignal;
+  for (int number : {SIGINT, SIGTERM}) sigaction(number, &action, nullptr);
+  action.sa_handler = SIG_IGN;
+  for (int number : {SIGPIPE, SIGXFSZ}) sigaction(number, &action, nullptr);
+}
+
+// A descriptor of the first three that is closed would be given to the next file that is opened, and written to.
+void KeepStandardDescriptors() {
+  for (int fd = open("/dev/null", O_RDWR | O_CLOEXEC); fd >= 0 && fd <= STDERR_FILENO; fd = open("/dev/null", O_RDWR | O_CLOEXEC)) {
+  }
+}
+
+// Memory that is freed goes back to the system, and threads share arenas: resident memory has a cap.
+void TameAllocator() {
+  mallopt(M_ARENA_MAX, 2);
+  mallopt(M_MMAP_THRESHOLD, 256 << 10);
+  mallopt(M_TRIM_THRESHOLD, 256 << 10);
+}
+
+std::string Dump(const Json& json) { return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n"; }
+
+int Convert(Options& options, Log& log, bool plan_only) {
+  auto begin = std::chrono::steady_clock::now();
+  RunOptions& run = options.convert.run;
+  run.stop = &stop;
+  run.progress = [&](uint64_t done, uint64_t total) { log.Progress("converting", done, total); };
+  Conversion conversion(options.convert);
+  const PlanReport& plan = conversion.plan();
+  for (const std::string& note : options.notes) log.Note(note);
+  if (plan_only || options.dry_run) {
+    Print(options.json ? Dump(PlanJson(plan)) : PlanText(plan));
+    return 0;
+  }
+  for (const std::string& note : plan.notes) log.Note(note);
+  ConvertReport report = conversion.Run();
+  if (report.already_complete) {
+    log.Done(fmt::format("{} is already complete", plan.target), {{"event", "already_complete"}, {"plan_id", plan.id}});
+    return 0;
+  }
+  double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  for (const auto& [tensor, count] : report.overflows) log.Note(fmt::format("tensor '{}': {} finite values became infinite", tensor, count));
+  log.Done(fmt::format("{} {}: {} files, {} in {:.1f} s ({}/s)", options.convert.discard ? "measured and discarded" : "wrote", plan.target, Grouped(report.files),
+                       HumanBytes(report.bytes_written), seconds, HumanBytes(static_cast<uint64_t>(static_cast<double>(report.bytes_written) / seconds))),
+           {{"event", "done"}, {"plan_id", plan.id}, {"files", report.files}, {"bytes_read", report.bytes_read}, {"bytes_written", report.bytes_written}, {"seconds", seconds}});
+  if (options.json) Print(Dump({{"plan_id", plan.id}, {"target", plan.target}, {"files", report.files}, {"bytes_read", report.bytes_read}, {"bytes_written", report.bytes_written}, {"seconds", seconds}}));
+  return 0;
+}
+
+int RunInspect(const Options& options) {
+  InspectReport report = Inspect(options.paths[0], options.convert.model_type, options.convert.run);
+  Print(options.json ? Dump(InspectJson(report)) : InspectText(report));
+  return 0;
+}
+
+int VerifyOne(const Options& options) {
+  ReceiptReport report = VerifyReceipt(options.paths[0], options.convert.run);
+  if (options.json) {
+    Print(Dump({{"equal", report.equal}, {"files", report.files}, {"bytes", report.bytes}, {"problems", report.problems}}));
+  } else {
+    std::string text;
+    for (const std::string& problem : report.problems) text += "differs  " + problem + "\n";
+    Print(text + fmt::format("{}: {} files, {}, against the receipt\n", report.equal ? "equal" : "not equal", Grouped(report.files), HumanBytes(report.bytes)));
+  }
+  return report.equal ? 0 : kDiffers;
+}
+
+int RunVerify(Options& options, Log& log) {
+  RunOptions& run = options.convert.run;
+  run.stop = &stop;
+  run.progress = [&](uint64_t done, uint64_t total) { log.Progress("comparing", done, total); };
+  if (options.paths.size() == 1) return VerifyOne(options);
+  VerifyReport report = Verify(options.paths[0], options.paths[1], run);
+  log.Done("compared", {{"event", "done"}, {"equal", report.equal}});
+  Print(options.json ? Dump(VerifyJson(report)) : VerifyText(report));
+  return report.equal ? 0 : kDiffers;
+}
+
+int PrintTable(const std::vector<TableRow>& rows, const char* heading, const Options& options, const Json& json) {
+  if (options.json) {
+    Print(Dump(json));
+    return 0;
+  }
+  std::string text;
+  for (const TableRow& row : rows) text += fmt::format("{:<10} {:<10} {}\n", row.name, row.details[0], row.description);
+  Print(fmt::format("{}\n{}", heading, text));
+  return 0;
+}
+
+Json TableJson(const std::vector<TableRow>& rows) {
+  Json json = Json::array();
+  for (const TableRow& row : rows) json.push_back({{"kind", row.name}, {"format", row.details[0]}, {"what", row.description}});
+  return json;
+}
+
+int RunCommand(const std::string& command, Options& options, Log& log) {
+  if (command == "convert" || command == "plan") return Convert(options, log, command == "plan");
+  if (command == "inspect") return RunInspect(options);
+  if (command == "verify") return RunVerify(options, log);
+  if (command == "families") return PrintTable(FamilyTable(), "family     group      class", options, Json::parse(FamiliesJson()));
+  return PrintTable(FormatTable(), "kind       format     what", options, TableJson(FormatTable()));
+}
+
+int ExitOf(const Error& error) {
+  constexpr int kTerminated = 143;
+  if (error.code() == Code::kCancelled && stopped_by == SIGTERM) return kTerminated;
+  return ExitCode(error.code());
+}
+
+// The wish for JSON lines has to be known even where the options cannot be parsed.
+bool WantsJsonLog(const std::vector<std::string>& words) {
+  for (size_t i = 0; i < words.size(); ++i) {
+    if (words[i] == "--log_format=json" || words[i] == "--log-format=json") return true;
+    if ((words[i] == "--log_format" || words[i] == "--log-format") && i + 1 < words.size() && words[i + 1] == "json") return true;
+  }
+  return false;
+}
+
+int Main(const std::string& program, std::vector<std::string> words) {
+  Log early(WantsJsonLog(words), false);
+  try {
+    if (words.empty()) {
+      Print(HelpText(""));
+      return ExitCode(Code::kInvalidArgument);
+    }
+    std::string command = words[0];
+    words.erase(words.begin());
+    if (command == "--help" || command == "-h" || command == "help") {
+      Print(HelpText(words.empty() ? "" : words[0]));
+      return 0;
+    }
+    if (command == "--version") {
+      Print(fmt::format("reshard {}\n", Version()));
+      return 0;
+    }
+    std::vector<std::string> known = Commands();
+    if (std::find(known.begin(), known.end(), command) == known.end()) {
+      std::string closest = Closest(command, known);
+      throw Error(Code::kInvalidArgument, fmt::format("the command '{}' is not known{}; `reshard --help` lists all", command,
+                                                      closest.empty() ? "" : ", did you mean " + closest + "?"));
+    }
+    Options options = ParseOptions(command, std::move(words), program == "ns");
+    if (options.help) {
+      Print(HelpText(command));
+      return 0;
+    }
+    Log log(options.log_format == "json", options.quiet);
+    return RunCommand(command, options, log);
+  } catch (const Error& error) {
+    early.Failure(error);
+    return ExitOf(error);
+  } catch (const std::bad_alloc&) {
+    early.Failure(Error(Code::kIo, "the system gave no more memory; a smaller --max_memory may fit"));
+    return ExitCode(Code::kIo);
+  } catch (const std::exception& error) {
+    early.Failure(Error(Code::kInternal, fmt::format("{}; this is a bug of reshard, please report it with the command", error.what())));
+    return ExitCode(Code::kInternal);
+  }
+}
+
+}  // namespace
+}  // namespace reshard::cli
+
+int main(int argc, char** argv) {
+  reshard::cli::KeepStandardDescriptors();
+  reshard::cli::TameAllocator();
+  reshard::cli::InstallSignals();
+  std::string program = argc > 0 ? argv[0] : "reshard";
+  return reshard::cli::Main(program.substr(program.rfind('/') + 1), {argv + std::min(argc, 1), argv + argc});
+}

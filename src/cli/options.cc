@@ -1,0 +1,296 @@
+#include "cli/options.h"
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <functional>
+#include <map>
+
+namespace reshard::cli {
+namespace {
+
+// Sets of commands.
+constexpr unsigned kConvert = 1, kInspect = 2, kVerify = 4, kTables = 8;
+
+struct CommandRow {
+  const char* name;
+  unsigned bit;
+  const char* arguments;
+  const char* what;
+};
+
+constexpr CommandRow kCommands[] = {
+    {"convert", kConvert, "IN OUT --to=KIND [options]", "Convert a checkpoint."},
+    {"plan", kConvert, "IN OUT --to=KIND [options]", "Say what convert would do, and write nothing."},
+    {"inspect", kInspect, "PATH [options]", "Say what is in a checkpoint."},
+    {"verify", kVerify, "A [B] [options]", "Compare two checkpoints tensor by tensor, or one with its receipt."},
+    {"families", kTables, "[options]", "List the model families."},
+    {"formats", kTables, "[options]", "List the kinds of checkpoints and their formats."},
+};
+
+constexpr const char* kExitCodes =
+    "Exit codes: 0 done, 1 verify found a difference, 2 usage, 3 path, 4 corrupt input, 5 unsupported,\n"
+    "6 mismatch, 7 system, 70 our bug, 130 and 143 stopped by a signal (docs/errors.md).\n";
+
+// Where a value goes; flags are given "".
+using Store = std::function<void(Options&, const std::string&)>;
+
+struct OptionRow {
+  const char* names;   // with one spelling each, '_' for '-' too: "--convert_to,--to"
+  const char* value;   // in the help; empty for a flag
+  unsigned commands;
+  const char* help;    // empty: not listed, an old spelling
+  Store store;
+};
+
+Error Usage(std::string message) { return Error(Code::kInvalidArgument, std::move(message)); }
+
+std::string OneOf(const std::string& name, const std::string& value, const std::vector<std::string>& allowed) {
+  if (std::find(allowed.begin(), allowed.end(), value) != allowed.end()) return value;
+  std::string list;
+  for (const std::string& word : allowed) list += (list.empty() ? "" : ", ") + word;
+  throw Usage(name + " is '" + value + "', expected " + (allowed.size() > 1 ? "one of " : "") + list);
+}
+
+uint64_t Count(const std::string& name, const std::string& value, uint64_t least, uint64_t most) {
+  bool digits = !value.empty() && value.size() < 12 && value.find_first_not_of("0123456789") == std::string::npos;
+  uint64_t count = digits ? std::stoull(value) : 0;
+  if (!digits || count < least || count > most)
+    throw Usage(name + " is '" + value + "', expected a whole number from " + std::to_string(least) + " to " + std::to_string(most));
+  return count;
+}
+
+// Options of the originals that mean nothing here.
+Store Needless(const char* name, const char* why) {
+  return [=](Options& o, const std::string&) { o.notes.push_back(std::string(name) + " is not needed: " + why); };
+}
+
+const std::vector<OptionRow>& Table() {
+  static const std::vector<OptionRow> kTable = {
+      {"--input_model,--in_path", "PATH", kConvert, "the checkpoint to read (same as IN)",
+       [](Options& o, const std::string& v) { o.convert.input = v; }},
+      {"--output_model,--out_path", "PATH", kConvert, "the folder to make (same as OUT)",
+       [](Options& o, const std::string& v) { o.convert.output = v; }},
+      {"--convert_from,--from", "KIND", kConvert, "hf or nemo; by default what IN is",
+       [](Options& o, const std::string& v) { o.convert.from = v; }},
+      {"--convert_to,--to", "KIND", kConvert, "hf or nemo", [](Options& o, const std::string& v) { o.convert.to = v; }},
+      {"--model_type", "GROUP", kConvert | kInspect, "llama (Llama, Mistral) or qwen (Qwen 2, 3); by default as the files say",
+       [](Options& o, const std::string& v) { o.convert.model_type = OneOf("--model_type", v, {"llama", "qwen"}); }},
+      {"--hf_model_name", "NAME", kConvert,
+       "a folder or a hub name: tokenizer of a NeMo target, config and tokenizer of a\nHuggingFace target made from NeMo",
+       [](Options& o, const std::string& v) { o.convert.hf_model_name = v; }},
+      {"--dtype,--precision", "DTYPE", kConvert, "bf16, fp16 or fp32; by default every tensor keeps its own",
+       [](Options& o, const std::string& v) { o.convert.dtype = v; }},
+      {"--vocab_size", "N", kConvert, "rows of the vocabulary without padding, where a NeMo source does not say",
+       [](Options& o, const std::string& v) { o.convert.vocab_size = Count("--vocab_size", v, 1, uint64_t{1} << 23); }},
+      {"--untie_embeddings", "", kConvert, "write the head of a tied model as a tensor of its own",
+       [](Options& o, const std::string&) { o.convert.untie_embeddings = true; }},
+      {"--allow_rope", "config_only", kConvert, "store rope settings that no NeMo model reads, for the way back",
+       [](Options& o, const std::string& v) {
+         OneOf("--allow_rope", v, {"config_only"});
+         o.convert.rope_config_only = true;
+       }},
+      {"--allow_overflow", "", kConvert, "publish although a cast made finite values infinite",
+       [](Options& o, const std::string&) { o.convert.allow_overflow = true; }},
+      {"--max_shard_size", "SIZE", kConvert, "the most bytes of one safetensors file, 10GB by default",
+       [](Options& o, const std::string& v) { o.convert.max_shard_size = ParseSize(v, "--max_shard_size"); }},
+      {"--override", "", kConvert, "replace what OUT holds, once the new checkpoint is complete",
+       [](Options& o, const std::string&) { o.convert.replace = true; }},
+      {"--verify", "", kConvert, "compare the result with the source before it is published",
+       [](Options& o, const std::string&) { o.convert.verify = true; }},
+      {"--dry_run", "", kConvert, "print the plan and stop", [](Options& o, const std::string&) { o.dry_run = true; }},
+      {"--max_memory", "SIZE", kConvert | kInspect | kVerify, "the most resident memory, everything counted, 256MiB by default",
+       [](Options& o, const std::string& v) { o.convert.run.max_memory = ParseSize(v, "--max_memory"); }},
+      {"--workers", "N", kConvert | kVerify, "threads that move data; by default one a core, 2 to 8",
+       [](Options& o, const std::string& v) { o.convert.run.workers = static_cast<unsigned>(Count("--workers", v, 1, 256)); }},
+      {"--io_engine", "NAME", kConvert, "buffered, or discard: move all data and write none, to measure",
+       [](Options& o, const std::string& v) { o.convert.discard = OneOf("--io_engine", v, {"buffered", "discard"}) == "discard"; }},
+      {"--json", "", kConvert | kInspect | kVerify | kTables, "print results as JSON", [](Options& o, const std::string&) { o.json = true; }},
+      {"--log_format", "text|json", kConvert | kVerify, "how progress, notes and errors look on stderr",
+       [](Options& o, const std::string& v) { o.log_format = OneOf("--log_format", v, {"text", "json"}); }},
+      {"--quiet", "", kConvert | kInspect | kVerify, "no progress, no notes", [](Options& o, const std::string&) { o.quiet = true; }},
+      {"--num_gpus", "N", kConvert, "accepted; nothing here needs a GPU",
+       Needless("--num_gpus", "hf and nemo checkpoints do not depend on a number of GPUs")},
+      {"--num_nodes", "N", kConvert, "accepted; it shapes TensorRT-LLM checkpoints only",
+       Needless("--num_nodes", "hf and nemo checkpoints do not depend on a number of nodes")},
+      {"--cpu_only", "", kConvert, "accepted; nothing here needs a GPU", Needless("--cpu-only", "nothing here uses a GPU")},
+      {"--tmp_out_path", "PATH", kConvert, "accepted; there is no intermediate file",
+       Needless("--tmp-out-path", "weights are streamed, there is no intermediate file")},
+      {"--help", "", kConvert | kInspect | kVerify | kTables, "this text", [](Options& o, const std::string&) { o.help = true; }},
+  };
+  return kTable;
+}
+
+// Known to users of `ns convert`, and not here yet.
+constexpr const char* kLater[] = {
+    "--cluster",      "--expname",        "--partition",           "--run_after",            "--config_dir",
+    "--log_dir",      "--trt_prepare_args", "--trt_reuse_tmp_engine", "--no_trt_reuse_tmp_engine", "--time_min",
+    "--reuse_code_exp", "--exclusive",    "--reuse_code",          "--calib_dataset",        "--calib_size",
+    "--mount_paths",  "--check_mounted_paths", "--installation_command", "--skip_hf_home_check", "--qos",
+    "--sbatch_kwargs", "--tp_size",       "--pp_size",             "--convert_tasks",        "--use_weight_only",
+};
+
+std::vector<std::string> NamesOf(const OptionRow& row) {
+  std::vector<std::string> names;
+  std::string text = row.names;
+  for (size_t begin = 0; begin < text.size();) {
+    size_t end = std::min(text.find(',', begin), text.size());
+    names.push_back(text.substr(begin, end - begin));
+    begin = end + 1;
+  }
+  return names;
+}
+
+const CommandRow* FindCommand(const std::string& name) {
+  for (const CommandRow& row : kCommands)
+    if (name == row.name) return &row;
+  return nullptr;
+}
+
+// "--max-memory=1GB" as "--max_memory=1GB": '-' and '_' are equal in the names of options.
+std::string WithUnderscores(std::string word) {
+  if (!word.starts_with("--") || word.size() == 2) return word;
+  size_t end = std::min(word.find('='), word.size());
+  std::replace(word.begin() + 2, word.begin() + static_cast<std::ptrdiff_t>(end), '-', '_');
+  return word;
+}
+
+void NormaliseNames(std::vector<std::string>& words) {
+  for (std::string& word : words) {
+    if (word == "--") return;
+    word = WithUnderscores(word);
+  }
+}
+
+void RefuseUnknown(const std::string& word, const CommandRow& command) {
+  std::string name = word.substr(0, word.find('='));
+  for (const char* later : kLater)
+    if (name == later)
+      throw Error(Code::kUnsupported, name + " (launching, TensorRT-LLM) is not supported by this version, expected an option of `reshard " + command.name + " --help`");
+  std::vector<std::string> known;
+  for (const OptionRow& row : Table())
+    if (row.commands & command.bit)
+      for (const std::string& other : NamesOf(row)) known.push_back(other);
+  std::string closest = Closest(name, known);
+  throw Usage("the option " + name + " is not known" + (closest.empty() ? "" : ", did you mean " + closest + "?") + "; `reshard " + command.name + " --help` lists all");
+}
+
+void TakePaths(const CommandRow& command, Options& options) {
+  std::vector<std::string>& paths = options.paths;
+  if (command.bit == kConvert) {
+    std::vector<std::string*> open;
+    if (options.convert.input.empty()) open.push_back(&options.convert.input);
+    if (options.convert.output.empty()) open.push_back(&options.convert.output);
+    for (std::string* slot : open) {
+      if (paths.empty()) break;
+      *slot = paths.front();
+      paths.erase(paths.begin());
+    }
+    if (!paths.empty()) throw Usage("the word '" + paths[0] + "' is one too many, expected IN and OUT");
+    if (options.convert.input.empty()) throw Usage("there is no input, expected IN or --input_model");
+    if (options.convert.output.empty()) throw Usage("there is no output, expected OUT or --output_model");
+    if (options.convert.to.empty()) throw Usage("there is no target kind, expected --to=hf or --to=nemo");
+    return;
+  }
+  size_t least = command.bit == kTables ? 0 : 1, most = command.bit == kVerify ? 2 : least;
+  if (paths.size() < least) throw Usage("there is no path, expected " + std::string(command.arguments));
+  if (paths.size() > most) throw Usage("the word '" + paths[most] + "' is one too many, expected " + std::string(command.arguments));
+}
+
+// Optimal string alignment distance: an insertion, deletion, replacement or swap of neighbours counts one.
+size_t Distance(const std::string& a, const std::string& b) {
+  std::vector<std::vector<size_t>> d(a.size() + 1, std::vector<size_t>(b.size() + 1));
+  for (size_t i = 0; i <= a.size(); ++i) {
+    for (size_t j = 0; j <= b.size(); ++j) {
+      if (i == 0 || j == 0) {
+        d[i][j] = i + j;
+        continue;
+      }
+      d[i][j] = std::min({d[i - 1][j] + 1, d[i][j - 1] + 1, d[i - 1][j - 1] + (a[i - 1] != b[j - 1])});
+      if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1]) d[i][j] = std::min(d[i][j], d[i - 2][j - 2] + 1);
+    }
+  }
+  return d[a.size()][b.size()];
+}
+
+std::string OptionHelp(const OptionRow& row) {
+  constexpr size_t kColumn = 30;
+  std::string left = "  ";
+  for (const std::string& name : NamesOf(row)) left += (left.size() > 2 ? ", " : "") + name;
+  if (*row.value) left += std::string("=") + row.value;
+  left += left.size() + 2 > kColumn ? "\n" + std::string(kColumn, ' ') : std::string(kColumn - left.size(), ' ');
+  for (const char* c = row.help; *c; ++c) left += *c == '\n' ? "\n" + std::string(kColumn, ' ') : std::string(1, *c);
+  return left + "\n";
+}
+
+}  // namespace
+
+std::vector<std::string> Commands() {
+  std::vector<std::string> names;
+  for (const CommandRow& row : kCommands) names.push_back(row.name);
+  return names;
+}
+
+std::string Closest(const std::string& word, const std::vector<std::string>& known) {
+  std::string best;
+  size_t least = std::max<size_t>(word.size() / 3, 2) + 1;
+  for (const std::string& candidate : known) {
+    size_t distance = Distance(word, candidate);
+    if (distance < least) least = distance, best = candidate;
+  }
+  return best;
+}
+
+std::string HelpText(const std::string& name) {
+  const CommandRow* command = FindCommand(name);
+  if (!command) {
+    std::string text = "reshard " + std::string(Version()) +
+                       ": moves a language model's weights between HuggingFace and NeMo, bit for bit.\n\n"
+                       "usage: reshard COMMAND ...\n\n";
+    for (const CommandRow& row : kCommands) text += std::string("  ") + row.name + std::string(12 - std::string(row.name).size(), ' ') + row.what + "\n";
+    return text + "\n  --version   print the version\n\n`reshard COMMAND --help` explains one.\n" + kExitCodes;
+  }
+  std::string text = std::string("usage: reshard ") + command->name + " " + command->arguments + "\n\n" + command->what + "\n\n";
+  for (const OptionRow& row : Table())
+    if (row.commands & command->bit) text += OptionHelp(row);
+  return text + "\nNames take '-' for '_'; sizes are 10GB or 256MiB; of an option given twice the last counts.\n" + kExitCodes;
+}
+
+Options ParseOptions(const std::string& name, std::vector<std::string> words, bool called_ns) {
+  const CommandRow& command = *FindCommand(name);
+  NormaliseNames(words);
+  Options options;
+  if (called_ns && command.bit == kConvert) {
+    options.convert.dtype = "bf16";
+    options.convert.to = "trtllm";
+  }
+  CLI::App app;
+  app.set_help_flag();
+  app.allow_extras();
+  app.prefix_command(false);
+  std::map<const OptionRow*, std::string> values;
+  for (const OptionRow& row : Table()) {
+    if (!(row.commands & command.bit)) continue;
+    if (*row.value) {
+      app.add_option_function<std::string>(row.names, [&options, &row](const std::string& value) { row.store(options, value); })
+          ->multi_option_policy(CLI::MultiOptionPolicy::TakeLast)
+          ->allow_extra_args(false);
+    } else {
+      app.add_flag_callback(row.names, [&options, &row] { row.store(options, ""); })->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
+    }
+  }
+  std::reverse(words.begin(), words.end());  // CLI11 takes them from the back
+  try {
+    app.parse(words);
+  } catch (const CLI::ParseError& error) {
+    throw Usage(error.what());
+  }
+  if (options.help) return options;
+  for (const std::string& word : app.remaining()) {
+    if (word.starts_with("-") && word.size() > 1) RefuseUnknown(word, command);
+    options.paths.push_back(word);
+  }
+  TakePaths(command, options);
+  return options;
+}
+
+}  // namespace reshard::cli

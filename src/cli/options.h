@@ -1,0 +1,32 @@
+// The option table: every option of every command, one row each. Parsing, help and "did you mean" read the same rows.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "reshard/reshard.h"
+
+namespace reshard::cli {
+
+struct Options {
+  std::vector<std::string> paths;  // words that are no options
+  ConvertOptions convert;
+  bool dry_run = false, json = false, quiet = false, help = false;
+  std::string log_format = "text";
+  std::vector<std::string> notes;  // options that were accepted and change nothing, a line each
+};
+
+// The words behind the command's name. `called_ns`: the program was called by the name of NeMo-Skills' own, whose
+// defaults then hold. Errors: kInvalidArgument (unknown words: "did you mean ..."), kUnsupported (an option of a later
+// version, named).
+Options ParseOptions(const std::string& command, std::vector<std::string> words, bool called_ns);
+
+std::string HelpText(const std::string& command);  // of one command; of the program where it is empty
+
+// The closest of `known`, if it is close to `word`; else empty.
+std::string Closest(const std::string& word, const std::vector<std::string>& known);
+
+// The commands, in the order of the help.
+std::vector<std::string> Commands();
+
+}  // namespace reshard::cli

@@ -1,0 +1,45 @@
+// What the program says: results on stdout, everything else on stderr.
+#pragma once
+
+#include <chrono>
+#include <string>
+
+#include "base/error.h"
+#include "base/json.h"
+#include "cli/options.h"
+
+namespace reshard::cli {
+
+// Writes to stdout. Errors: kIo where stdout is closed or full.
+void Print(const std::string& text);
+
+std::string HumanBytes(uint64_t bytes);  // "1.23 GB", powers of 1000
+std::string HumanCount(uint64_t count);  // "8.03 B", "135 M"
+std::string Grouped(uint64_t number);    // "1,234,567"
+
+// stderr, as text or as JSON lines.
+class Log {
+ public:
+  Log(bool json, bool quiet);
+  void Note(const std::string& text);
+  void Done(const std::string& text, const Json& fields);
+  void Failure(const Error& error);  // never quiet
+  // A bar with rate and ETA on a terminal, JSON lines where asked for, else nothing.
+  void Progress(const char* doing, uint64_t done, uint64_t total);
+
+ private:
+  void Line(const Json& fields);
+  void ClearBar();
+
+  bool json_, quiet_, terminal_, bar_ = false;
+  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+};
+
+Json PlanJson(const PlanReport& plan);
+std::string PlanText(const PlanReport& plan);
+Json InspectJson(const InspectReport& report);
+std::string InspectText(const InspectReport& report);
+Json VerifyJson(const VerifyReport& report);
+std::string VerifyText(const VerifyReport& report);
+
+}  // namespace reshard::cli

@@ -1,0 +1,502 @@
+#include "execute/execute.h"
+
+#include <gmock/gmock.h>
+#include <sys/resource.h>
+
+#include <cerrno>
+#include <chrono>
+#include <filesystem>
+#include <limits>
+#include <thread>
+
+#include "base/error.h"
+#include "base/hash.h"
+#include "execute/testutil.h"
+#include "tensor/cast.h"
+
+namespace reshard {
+namespace {
+
+using namespace reshard::testing;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+// A plan, its sources on disk, and the files that it must make.
+struct Job {
+  Plan plan;
+  std::vector<std::string> images;
+  uint64_t source_bytes = 0, target_bytes = 0;
+};
+
+constexpr Dtype kSourceDtypes[] = {Dtype::kF32, Dtype::kF16, Dtype::kBF16, Dtype::kU8, Dtype::kI64};
+constexpr Dtype kCastable[] = {Dtype::kF32, Dtype::kF16, Dtype::kBF16};
+
+// Places pieces for the boxes behind each other in the images, and writes the elements there.
+std::vector<Piece> PlaceBoxes(Random& random, const std::vector<Box>& boxes, Dtype dtype, const Dims& shape,
+                              const Elements& elements, std::vector<std::string>& images) {
+  std::vector<Piece> pieces;
+  for (const Box& box : boxes) {
+    Piece piece;
+    piece.dtype = dtype;
+    piece.file = static_cast<uint32_t>(Pick(random, 0, images.size() - 1));
+    std::string& image = images[piece.file];
+    piece.offset = image.size() + Pick(random, 0, 5);
+    image.resize(piece.offset +
+                 PlaceBox(random, box, static_cast<Nesting>(Pick(random, 0, 2)), piece) * ItemSize(dtype));
+    PutPiece(piece, shape, elements, image);
+    pieces.push_back(piece);
+  }
+  return pieces;
+}
+
+std::vector<Box> WithRepeats(Random& random, std::vector<Box> boxes, const Dims& shape) {
+  if (Pick(random, 0, 2) == 0) boxes.push_back(RandomBoxIn(random, WholeBox(shape)));
+  if (Pick(random, 0, 2) == 0) boxes.push_back(boxes[0]);
+  return boxes;
+}
+
+void AddRandomPart(Random& random, Job& job, std::vector<std::string>& sources) {
+  Part part;
+  part.name = "part " + std::to_string(job.plan.parts.size());
+  part.shape = RandomShape(random, 12);
+  const uint64_t count = ElementCount(part.shape);
+  const Box whole = WholeBox(part.shape);
+  const Dtype from = kSourceDtypes[Pick(random, 0, std::size(kSourceDtypes) - 1)];
+  const Dtype to = IsCastable(from) ? kCastable[Pick(random, 0, 2)] : from;
+  const bool zeros = Pick(random, 0, 5) == 0;
+  Elements elements = zeros ? Elements(count * ItemSize(from), '\0') : RandomElements(random, count * ItemSize(from));
+  Elements cast(count * ItemSize(to), '\0');
+  Cast(from, to, elements.data(), cast.data(), count);
+  if (!zeros)
+    part.sources = PlaceBoxes(random, WithRepeats(random, RandomCover(random, whole), part.shape), from, part.shape,
+                              elements, sources);
+  part.targets =
+      PlaceBoxes(random, WithRepeats(random, RandomCover(random, whole), part.shape), to, part.shape, cast, job.images);
+  for (const Piece& piece : part.sources) job.source_bytes += ElementCount(piece.box.shape) * ItemSize(from);
+  for (const Piece& piece : part.targets) job.target_bytes += ElementCount(piece.box.shape) * ItemSize(to);
+  job.plan.parts.push_back(part);
+}
+
+Job RandomJob(Random& random, const ScratchFolder& folder) {
+  Job job;
+  std::vector<std::string> sources(Pick(random, 1, 3), "header");
+  job.images.resize(Pick(random, 1, 4));
+  for (size_t i = 0; i < job.images.size(); ++i) {
+    std::string literal = RandomElements(random, Pick(random, 0, 20));
+    job.images[i] = literal;
+    job.plan.files.push_back({std::string(i % 2 ? "a/" : "") + "file" + std::to_string(i), 0, {{0, literal}}});
+  }
+  for (uint64_t parts = Pick(random, 1, 5); parts > 0; --parts) AddRandomPart(random, job, sources);
+  for (size_t i = 0; i < job.images.size(); ++i) {
+    job.plan.files[i].literals.push_back({job.images[i].size(), "end"});
+    job.images[i] += "end";
+    job.plan.files[i].size = job.images[i].size();
+  }
+  for (size_t i = 0; i < sources.size(); ++i)
+    job.plan.sources.push_back(WriteSource(folder, "source" + std::to_string(i), sources[i]));
+  job.plan.source_tensors = {"tensor"};
+  return job;
+}
+
+void ExpectImages(const Job& job, const ExecuteReport& report, const ScratchFolder& folder,
+                  const std::string& staging) {
+  ASSERT_EQ(report.hashes.size(), job.images.size());
+  for (size_t i = 0; i < job.images.size(); ++i) {
+    ASSERT_TRUE(ReadFile(folder / (staging + "/" + job.plan.files[i].path)) == job.images[i]) << "file " << i;
+    Xxh3 hash;
+    hash.Update(job.images[i]);
+    ASSERT_EQ(report.hashes[i], hash.Digest()) << "file " << i;
+  }
+}
+
+TEST(Execute, WritesWhatAnElementWiseReferenceWrites) {
+  for (uint64_t seed = 0; seed < 150; ++seed) {
+    SCOPED_TRACE(seed);
+    Random random(seed);
+    ScratchFolder folder;
+    Job job = RandomJob(random, folder);
+    uint64_t literals = 0;
+    for (const FileLayout& file : job.plan.files)
+      for (const Literal& literal : file.literals) literals += literal.bytes.size();
+    for (unsigned workers : {1, 2, 5}) {
+      ExecuteOptions options;
+      options.workers = workers;
+      options.dense_buffer = workers == 2 ? kMaxDenseBuffer : Pick(random, 8, 300);
+      options.drop_source_cache = workers == 5;
+      TestIo io;
+      std::string staging = "staging" + std::to_string(workers);
+      ExecuteReport report = Execute(job.plan, folder / staging, io, options);
+      ASSERT_NO_FATAL_FAILURE(ExpectImages(job, report, folder, staging));
+      ASSERT_EQ(report.bytes_read, job.source_bytes);
+      ASSERT_EQ(report.bytes_written, job.target_bytes + literals);
+      ASSERT_EQ(io.file_system_syncs, 1u);
+    }
+  }
+}
+
+// A matrix in one file, and the same in four files of a quarter of its columns each.
+struct Columns {
+  static constexpr uint64_t kRows = 5000, kColumns = 2048, kChunks = 4;
+  Dtype dtype = Dtype::kBF16;
+
+  Piece Whole() const { return RowMajorPiece(WholeBox({kRows, kColumns}), dtype, 0, 100); }
+  std::vector<Piece> Chunks(Dtype chunk_dtype) const {
+    std::vector<Piece> chunks;
+    for (uint32_t i = 0; i < kChunks; ++i)
+      chunks.push_back(RowMajorPiece({{0, i * kColumns / kChunks}, {kRows, kColumns / kChunks}}, chunk_dtype, i, 0));
+    return chunks;
+  }
+  static std::string Chunk(const std::string& whole, uint64_t chunk, uint64_t item) {
+    std::string bytes;
+    const uint64_t width = kColumns / kChunks * item;
+    for (uint64_t row = 0; row < kRows; ++row) bytes.append(whole, (row * kChunks + chunk) * width, width);
+    return bytes;
+  }
+};
+
+TEST(Execute, ScattersColumnsWithFewCalls) {
+  Random random(7);
+  ScratchFolder folder;
+  Columns columns;
+  std::string matrix = RandomElements(random, Columns::kRows * Columns::kColumns * 2);
+  Plan plan;
+  plan.sources = {WriteSource(folder, "source", std::string(100, 'h') + matrix)};
+  plan.source_tensors = {"w"};
+  for (int i = 0; i < 4; ++i) plan.files.push_back({std::to_string(i), matrix.size() / 4, {}});
+  plan.parts = {{"w", {Columns::kRows, Columns::kColumns}, {columns.Whole()}, columns.Chunks(Dtype::kBF16)}};
+  TestIo io;
+  ExecuteOptions options;
+  options.workers = 2;
+  Execute(plan, folder / "out", io, options);
+  for (uint64_t i = 0; i < 4; ++i)
+    EXPECT_TRUE(ReadFile(folder / ("out/" + std::to_string(i))) == Columns::Chunk(matrix, i, 2)) << i;
+  EXPECT_LE(io.writes, 30u);
+}
+
+TEST(Execute, GathersColumnsAndCastsWithFewCalls) {
+  Random random(8);
+  ScratchFolder folder;
+  Columns columns{Dtype::kF32};
+  const uint64_t count = Columns::kRows * Columns::kColumns;
+  std::string matrix = RandomElements(random, count * 2), wide(count * 4, '\0');
+  Cast(Dtype::kBF16, Dtype::kF32, matrix.data(), wide.data(), count);
+  Plan plan;
+  plan.source_tensors = {"w"};
+  for (uint64_t i = 0; i < 4; ++i)
+    plan.sources.push_back(WriteSource(folder, std::to_string(i), Columns::Chunk(matrix, i, 2)));
+  plan.files = {{"w", 100 + wide.size(), {{0, std::string(100, 'h')}}}};
+  plan.parts = {{"w", {Columns::kRows, Columns::kColumns}, columns.Chunks(Dtype::kBF16), {columns.Whole()}}};
+  TestIo io;
+  ExecuteOptions options;
+  options.workers = 2;
+  options.dense_buffer = kMinDenseBuffer;
+  Execute(plan, folder / "out", io, options);
+  EXPECT_TRUE(ReadFile(folder / "out/w") == std::string(100, 'h') + wide);
+  EXPECT_LE(io.writes, 170u);  // steps of 256 KiB
+}
+
+// One part of `count` elements, from file "source" to file "out/target".
+Plan SimplePlan(const ScratchFolder& folder, const std::string& bytes, Dtype from, Dtype to) {
+  const uint64_t count = bytes.size() / ItemSize(from);
+  Plan plan;
+  plan.sources = {WriteSource(folder, "source", bytes)};
+  plan.source_tensors = {"model.norm.weight"};
+  plan.files = {{"target", count * ItemSize(to), {}}};
+  plan.parts = {
+      {"norm", {count}, {RowMajorPiece(WholeBox({count}), from, 0, 0)}, {RowMajorPiece(WholeBox({count}), to, 0, 0)}}};
+  return plan;
+}
+
+void ExpectError(const std::function<void()>& run, Code code, const std::vector<std::string>& words) {
+  try {
+    run();
+    FAIL() << "no error";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), code) << error.what();
+    for (const std::string& word : words) EXPECT_THAT(error.what(), HasSubstr(word));
+  }
+}
+
+TEST(Execute, CountsOverflowsBySourceTensor) {
+  ScratchFolder folder;
+  const float inf = std::numeric_limits<float>::infinity();
+  Plan plan = SimplePlan(folder, Bytes<float>({1e5f, -7e4f, 1, inf, 65504, 65520}), Dtype::kF32, Dtype::kF16);
+  // A replica of the target, whose overflows are the same ones.
+  plan.files.push_back({"replica", 12, {}});
+  plan.parts[0].targets.push_back(plan.parts[0].targets[0]);
+  plan.parts[0].targets[1].file = 1;
+  plan.source_tensors.push_back("other");
+  plan.parts.push_back(plan.parts[0]);
+  plan.parts[1].sources[0].tensor = 1;
+  plan.parts[1].targets[0].file = 2;
+  plan.parts[1].targets[1].file = 3;
+  plan.parts.push_back(plan.parts[0]);
+  plan.parts[2].targets[0].file = 4;
+  plan.parts[2].targets[1].file = 5;
+  for (int i = 2; i < 6; ++i) plan.files.push_back({std::to_string(i), 12, {}});
+  TestIo io;
+  ExecuteReport report = Execute(plan, folder / "out", io, {});
+  ASSERT_EQ(report.overflows.size(), 2u);
+  EXPECT_EQ(report.overflows[0].tensor, "model.norm.weight");
+  EXPECT_EQ(report.overflows[0].count, 6u);
+  EXPECT_EQ(report.overflows[1].tensor, "other");
+  EXPECT_EQ(report.overflows[1].count, 3u);
+}
+
+// Two tensors for one part of 3 x 4; they differ at [1, 2] and behind it.
+Plan TiedPlan(const ScratchFolder& folder, std::vector<float> second) {
+  std::vector<float> first(12, 0.5f);
+  Plan plan;
+  plan.sources = {WriteSource(folder, "a", Bytes(first)), WriteSource(folder, "b", Bytes(second))};
+  plan.source_tensors = {"embed", "head"};
+  plan.files = {{"target", 48, {}}};
+  Box whole = WholeBox({3, 4});
+  plan.parts = {{"embedding",
+                 {3, 4},
+                 {RowMajorPiece(whole, Dtype::kF32, 0, 0, 0), RowMajorPiece(whole, Dtype::kF32, 1, 0, 1)},
+                 {RowMajorPiece(whole, Dtype::kF32, 0, 0)}}};
+  return plan;
+}
+
+TEST(Execute, RefusesCopiesThatDiffer) {
+  ScratchFolder folder;
+  std::vector<float> second(12, 0.5f);
+  second[6] = 1.25f;
+  second[9] = 2;
+  Plan plan = TiedPlan(folder, second);
+  for (unsigned workers : {1, 2, 5}) {
+    for (uint64_t dense : {4, 20, 4096}) {
+      ExecuteOptions options;
+      options.workers = workers;
+      options.dense_buffer = dense;
+      TestIo io;
+      ExpectError([&] { Execute(plan, folder / "out", io, options); }, Code::kMismatch,
+                  {"reading b, tensor 'head': element [1, 2] of 'embedding' is 1.25, expected 0.5 as in tensor "
+                   "'embed' of a"});
+    }
+  }
+}
+
+TEST(Execute, NamesTheFirstFailureOfThePlanForAnyNumberOfWorkers) {
+  ScratchFolder folder;
+  Plan plan = TiedPlan(folder, std::vector<float>(12, 0.25f));
+  const Part part = plan.parts[0];
+  plan.files.clear();
+  plan.parts.clear();
+  for (uint32_t i = 0; i < 40; ++i) {
+    plan.files.push_back({std::to_string(i), 48, {}});
+    plan.parts.push_back(part);
+    plan.parts[i].name = "part " + std::to_string(i);
+    plan.parts[i].targets[0].file = i;
+    if (i < 3) plan.parts[i].sources.pop_back();
+  }
+  for (int run = 0; run < 30; ++run) {
+    ExecuteOptions options;
+    options.workers = 5;
+    TestIo io;
+    ExpectError([&] { Execute(plan, folder / "out", io, options); }, Code::kMismatch, {"of 'part 3'"});
+  }
+}
+
+TEST(Execute, RefusesASourceThatChanged) {
+  ScratchFolder folder;
+  Plan plan = SimplePlan(folder, std::string(64, 'x'), Dtype::kF32, Dtype::kF32);
+  Plan other_time = plan, other_size = plan;
+  other_time.sources[0].mtime_ns -= 1;
+  other_size.sources[0].size += 1;
+  TestIo io;
+  ExpectError([&] { Execute(other_time, folder / "out", io, {}); }, Code::kMismatch,
+              {"reading source: the file changed since the plan"});
+  ExpectError([&] { Execute(other_size, folder / "out", io, {}); }, Code::kMismatch,
+              {"the file changed since the plan: it has 64 bytes, expected 65"});
+}
+
+TEST(Execute, ReportsASourceThatIsCutOff) {
+  ScratchFolder folder;
+  Plan plan = SimplePlan(folder, std::string(64, 'x'), Dtype::kF32, Dtype::kF32);
+  plan.parts[0].sources[0].offset = 4;
+  TestIo io;
+  ExpectError([&] { Execute(plan, folder / "out", io, {}); }, Code::kCorrupt, {"source", "cut off"});
+}
+
+TEST(Execute, ReportsAMissingSource) {
+  ScratchFolder folder;
+  Plan plan = SimplePlan(folder, std::string(64, 'x'), Dtype::kF32, Dtype::kF32);
+  std::filesystem::remove(folder / "source");
+  TestIo io;
+  ExpectError([&] { Execute(plan, folder / "out", io, {}); }, Code::kNotFound, {"source"});
+}
+
+TEST(Execute, ReportsAFolderThatCannotBeMade) {
+  ScratchFolder folder;
+  Plan plan = SimplePlan(folder, std::string(64, 'x'), Dtype::kF32, Dtype::kF32);
+  TestIo io;
+  // A path below a regular file fails for root too.
+  EXPECT_THROW(Execute(plan, folder / "source/out", io, {}), Error);
+}
+
+TEST(Execute, PassesOnWhatAWriteReports) {
+  ScratchFolder folder;
+  Plan plan = SimplePlan(folder, std::string(64000, 'x'), Dtype::kF32, Dtype::kF32);
+  TestIo io;
+  std::atomic<int> left{3};
+  io.on_write = [&] {
+    if (--left == 0) throw SystemError(ENOSPC, "writing", "target");
+  };
+  ExecuteOptions options;
+  options.dense_buffer = 4096;
+  options.workers = 2;
+  ExpectError([&] { Execute(plan, folder / "out", io, options); }, Code::kNoSpace, {"writing target"});
+  EXPECT_EQ(io.open, 0u);
+}
+
+TEST(Execute, RefusesACastThatThereIsNot) {
+  ScratchFolder folder;
+  Plan plan = SimplePlan(folder, std::string(64, 'x'), Dtype::kI64, Dtype::kF32);
+  TestIo io;
+  ExpectError([&] { Execute(plan, folder / "out", io, {}); }, Code::kUnsupported, {"'norm'", "I64", "F32"});
+}
+
+TEST(Execute, RefusesAPlanWithoutAllSources) {
+  ScratchFolder folder;
+  Plan plan = SimplePlan(folder, std::string(64, 'x'), Dtype::kF32, Dtype::kF32);
+  plan.parts[0].shape = {17};
+  TestIo io;
+  ExpectError([&] { Execute(plan, folder / "out", io, {}); }, Code::kInternal, {"16 of the 17"});
+}
+
+TEST(Execute, StopsWithinAStep) {
+  ScratchFolder folder;
+  Plan plan = SimplePlan(folder, std::string(1 << 20, 'x'), Dtype::kF32, Dtype::kF32);
+  std::atomic<bool> stop{false};
+  TestIo io;
+  io.on_write = [&] {
+    if (io.writes == 10) stop = true;
+  };
+  ExecuteOptions options;
+  options.dense_buffer = 1024;
+  options.stop = &stop;
+  ExpectError([&] { Execute(plan, folder / "out", io, options); }, Code::kCancelled, {"stopped by a signal"});
+  EXPECT_EQ(io.writes, 11u);
+}
+
+class RecordingObserver : public Observer {
+ public:
+  void OnProgress(uint64_t bytes_done, uint64_t bytes_total) override {
+    EXPECT_FALSE(busy_.exchange(true));
+    EXPECT_GE(bytes_done, done);
+    done = bytes_done;
+    total = bytes_total;
+    ++calls;
+    busy_ = false;
+  }
+  uint64_t done = 0, total = 0, calls = 0;
+
+ private:
+  std::atomic<bool> busy_{false};
+};
+
+TEST(Execute, TellsOfProgressAtMostTenTimesASecond) {
+  ScratchFolder folder;
+  Plan plan = SimplePlan(folder, std::string(400, 'x'), Dtype::kF32, Dtype::kF16);
+  const Part part = plan.parts[0];
+  plan.parts.clear();
+  plan.files.clear();
+  for (uint32_t i = 0; i < 60; ++i) {
+    plan.files.push_back({std::to_string(i), 200, {}});
+    plan.parts.push_back(part);
+    plan.parts[i].targets[0].file = i;
+  }
+  TestIo io;
+  io.on_write = [] { std::this_thread::sleep_for(std::chrono::milliseconds(10)); };
+  RecordingObserver observer;
+  ExecuteOptions options;
+  options.workers = 2;
+  options.observer = &observer;
+  auto begin = std::chrono::steady_clock::now();
+  Execute(plan, folder / "out", io, options);
+  auto tenths = (std::chrono::steady_clock::now() - begin) / std::chrono::milliseconds(100);
+  EXPECT_EQ(observer.done, 60u * 200);
+  EXPECT_EQ(observer.total, 60u * 200);
+  EXPECT_GE(observer.calls, 2u);
+  EXPECT_LE(observer.calls, static_cast<uint64_t>(tenths) + 2);
+}
+
+TEST(Execute, SyncsTheFileSystemThenEveryFolder) {
+  ScratchFolder folder;
+  Plan plan = SimplePlan(folder, std::string(64, 'x'), Dtype::kF32, Dtype::kF32);
+  plan.files[0].path = "a/b/target";
+  plan.files.push_back(LiteralFile("a/config.json", "{}"));
+  TestIo io;
+  ExecuteReport report = Execute(plan, folder / "out", io, {});
+  EXPECT_EQ(io.file_system_syncs, 1u);
+  EXPECT_EQ(io.file_syncs, 0u);
+  EXPECT_THAT(io.synced_folders, ElementsAre(folder / "out/a/b", folder / "out/a", folder / "out/"));
+  Xxh3 hash;
+  hash.Update("{}");
+  EXPECT_EQ(report.hashes[1], hash.Digest());
+}
+
+TEST(Execute, TakesAPlanOfLiteralsAndEmptyTensors) {
+  ScratchFolder folder;
+  Plan plan = SimplePlan(folder, "", Dtype::kF32, Dtype::kF32);
+  plan.files.push_back(LiteralFile("config.json", "{}"));
+  TestIo io;
+  ExecuteReport report = Execute(plan, folder / "out", io, {});
+  EXPECT_EQ(ReadFile(folder / "out/target"), "");
+  EXPECT_EQ(ReadFile(folder / "out/config.json"), "{}");
+  EXPECT_EQ(report.hashes[0], 0x2d06800538d394c2u);  // XXH3_64bits of no bytes, from xxHash's own test vectors
+}
+
+// Thousands of files, hundreds of them at once in the plan's order, and 64 descriptors.
+TEST(Execute, WorksWithSixtyFourDescriptors) {
+  ScratchFolder folder;
+  constexpr uint32_t kFiles = 600;
+  std::vector<float> values(kFiles * 8);
+  for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(i);
+  Plan plan;
+  plan.source_tensors = {"w"};
+  Part part{"w", {kFiles, 8}, {}, {}};
+  for (uint32_t i = 0; i < kFiles; ++i) {
+    plan.sources.push_back(WriteSource(folder, "s" + std::to_string(i), Bytes(values).substr(i * 32, 32)));
+    plan.files.push_back({"t" + std::to_string(i), 32, {}});
+    part.sources.push_back(RowMajorPiece({{i, 0}, {1, 8}}, Dtype::kF32, i, 0));
+    part.targets.push_back(RowMajorPiece({{i, 0}, {1, 8}}, Dtype::kF32, i, 0));
+  }
+  plan.parts = {part};
+  rlimit before{};
+  ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &before), 0);
+  rlimit low = before;
+  low.rlim_cur = 64;
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &low), 0);
+  TestIo io;
+  ExecuteOptions options;
+  options.workers = 5;
+  EXPECT_NO_THROW(Execute(plan, folder / "out", io, options));
+  EXPECT_EQ(setrlimit(RLIMIT_NOFILE, &before), 0);
+  EXPECT_LE(io.most_open, 48u);
+  for (uint32_t i = 0; i < kFiles; ++i)
+    ASSERT_EQ(ReadFile(folder / ("out/t" + std::to_string(i))), Bytes(values).substr(i * 32, 32));
+}
+
+TEST(Execute, KeepsDirtyPagesBoundedOnOneLargeFile) {
+  ScratchFolder folder;
+  Plan plan;
+  constexpr uint64_t kBytes = uint64_t{300} << 20;
+  plan.files = {{"zeros", kBytes, {}}};
+  plan.parts = {{"zeros", {kBytes}, {}, {RowMajorPiece(WholeBox({kBytes}), Dtype::kU8, 0, 0)}}};
+  TestIo io;
+  std::unique_ptr<Io> discarding = DiscardingIo(io);
+  Execute(plan, folder / "out", *discarding, {});
+  EXPECT_EQ(io.file_syncs, 1u);  // once more than 256 MiB were not waited for
+}
+
+TEST(WorkerBytes, CountsASecondBufferOnlyWhereSourcesOverlap) {
+  ScratchFolder folder;
+  EXPECT_EQ(WorkerBytes(SimplePlan(folder, "abcd", Dtype::kF32, Dtype::kF32), kMaxDenseBuffer),
+            kMaxDenseBuffer + kIoBuffer);
+  EXPECT_EQ(WorkerBytes(TiedPlan(folder, std::vector<float>(12)), kMaxDenseBuffer), 2 * kMaxDenseBuffer + kIoBuffer);
+}
+
+}  // namespace
+}  // namespace reshard

@@ -1,0 +1,518 @@
+#include "execute/publish.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "base/error.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "tests/fault/faulty_io.h"
+#include "tests/fault/scratch_folder.h"
+
+namespace reshard {
+namespace {
+
+namespace fs = std::filesystem;
+using testing::HasSubstr;
+using testing::IsEmpty;
+using testing::Not;
+using Files = std::map<std::string, std::string>;  // path to content
+
+const std::vector<std::string> kMarkers = {"model.safetensors.index.json", "model.safetensors",
+                                           "model_weights/metadata.json"};
+constexpr char kPlan[] = "0123456789abcdef";
+
+std::string Slurp(const std::string& path) {
+  std::ifstream in(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(in), {}};
+}
+
+void Spit(const std::string& path, const std::string& bytes) {
+  fs::create_directories(fs::path(path).parent_path());
+  std::ofstream(path, std::ios::binary | std::ios::trunc) << bytes;
+}
+
+void SpitAll(const std::string& folder, const Files& files) {
+  for (const auto& [path, bytes] : files) Spit(JoinPath(folder, path), bytes);
+}
+
+// A checkpoint of a kind as a target: old and new ones have files of the same names and sizes, and other bytes.
+struct Checkpoint {
+  std::vector<std::string> order;  // the marker last
+  Files files;
+};
+
+Checkpoint Make(const std::vector<std::string>& order, const std::string& age) {
+  Checkpoint made{order, {}};
+  for (const std::string& path : order) made.files[path] = age + " " + path;
+  return made;
+}
+
+Checkpoint Hf(const std::string& age) {
+  return Make({"config.json", "tokenizer.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors",
+               "model.safetensors.index.json"},
+              age);
+}
+
+Checkpoint Nemo(const std::string& age) {
+  return Make({"model_config.yaml", "tokenizer.json", "model_weights/common.pt", "model_weights/w/.zarray",
+               "model_weights/w/0.0", "model_weights/metadata.json"},
+              age);
+}
+
+Json ReceiptOf(const std::string& plan_id, const Files& files) {
+  Json receipt = {{"plan_id", plan_id}, {"files", Json::array()}};
+  for (const auto& [path, bytes] : files) {
+    receipt["files"].push_back({{"path", path}, {"size", bytes.size()}, {"xxh3", "0"}});
+  }
+  return receipt;
+}
+
+Target TargetFor(const std::string& folder, const Checkpoint& checkpoint, bool replace = false) {
+  return Target{folder, kPlan, checkpoint.order, replace, kMarkers};
+}
+
+void StageFiles(Io& io, const Stage& stage, const Checkpoint& checkpoint) {
+  for (const auto& [path, bytes] : checkpoint.files) {
+    const std::string staged = JoinPath(stage.folder(), path);
+    io.MakeDirectories(fs::path(staged).parent_path().string());
+    WriteWholeFile(io, staged, bytes);
+  }
+}
+
+// A whole run: what `convert` does with the layers above left out.
+void Convert(Io& io, const Target& target, const Checkpoint& checkpoint) {
+  const std::unique_ptr<Stage> stage = Claim(io, target);
+  if (!stage) return;
+  if (!stage->executed()) {
+    StageFiles(io, *stage, checkpoint);
+    stage->MarkExecuted({{"overflows", 0}});
+  }
+  stage->Publish(ReceiptOf(kPlan, checkpoint.files));
+}
+
+// The target's files without those of ours.
+Files Published(const std::string& folder) {
+  Files files;
+  if (!fs::exists(folder)) return files;
+  for (auto entry = fs::recursive_directory_iterator(folder); entry != fs::recursive_directory_iterator(); ++entry) {
+    const std::string name = entry->path().filename().string();
+    if (entry.depth() == 0 && (name == ".reshard" || name == ".reshard.json" || name == "conversion-logs")) {
+      entry.disable_recursion_pending();
+    } else if (entry->is_regular_file()) {
+      files[fs::relative(entry->path(), folder).string()] = Slurp(entry->path().string());
+    }
+  }
+  return files;
+}
+
+void ExpectPublished(const std::string& folder, const Checkpoint& checkpoint) {
+  EXPECT_EQ(Published(folder), checkpoint.files);
+  EXPECT_FALSE(fs::exists(JoinPath(folder, ".reshard")));
+  const std::optional<Json> receipt = ReadReceipt(PosixIo(), folder);
+  ASSERT_TRUE(receipt.has_value());
+  EXPECT_EQ(*receipt, ReceiptOf(kPlan, checkpoint.files));
+}
+
+void EditOwners(const std::string& folder, const std::string& key, const Json& value) {
+  const std::string root = JoinPath(folder, ".reshard");
+  if (!fs::exists(root)) return;
+  for (const auto& entry : fs::directory_iterator(root)) {
+    if (entry.path().filename().string().rfind("owner", 0) != 0) continue;
+    Json owner = Json::parse(Slurp(entry.path().string()));
+    owner[key] = value;
+    Spit(entry.path().string(), owner.dump());
+  }
+}
+
+// What a test's own process left behind is to look like that of a process that was killed.
+void LetOwnersDie(const std::string& folder) { EditOwners(folder, "boot", "an earlier boot"); }
+
+template <typename Call>
+Error ErrorOf(Call call) {
+  try {
+    call();
+  } catch (const Error& error) {
+    return error;
+  }
+  ADD_FAILURE() << "nothing was thrown";
+  return Error(Code::kInternal, "nothing was thrown");
+}
+
+TEST(Publish, MakesTheCheckpointAndItsReceiptAndNothingElse) {
+  for (const Checkpoint& checkpoint : {Hf("new"), Nemo("new")}) {
+    const ScratchFolder scratch;
+    const std::string out = scratch / "deep/out";
+    const Target target = TargetFor(out + "/", checkpoint);
+    const std::unique_ptr<Stage> stage = Claim(PosixIo(), target);
+    ASSERT_TRUE(stage);
+    EXPECT_FALSE(stage->executed());
+    EXPECT_THAT(PosixIo().List(stage->folder()), IsEmpty());
+    StageFiles(PosixIo(), *stage, checkpoint);
+    stage->MarkExecuted({{"overflows", 0}});
+    EXPECT_THAT(Published(out), IsEmpty());
+    stage->Publish(ReceiptOf(kPlan, checkpoint.files));
+    ExpectPublished(out, checkpoint);
+  }
+}
+
+TEST(Publish, MovesAwayAllThatWasThereUnderOverride) {
+  const ScratchFolder scratch;
+  SpitAll(scratch / "out", Nemo("old").files);
+  Spit(scratch / "out/conversion-logs/log", "log");
+  Spit(scratch / "out/notes\xff.txt", "a name that is no UTF-8");
+  fs::create_directory_symlink(scratch.path(), scratch / "out/link");
+  fs::create_symlink("nowhere", scratch / "out/dangling");
+  Convert(PosixIo(), TargetFor(scratch / "out", Hf("new"), true), Hf("new"));
+  ExpectPublished(scratch / "out", Hf("new"));
+  EXPECT_EQ(Slurp(scratch / "out/conversion-logs/log"), "log");
+}
+
+TEST(Publish, RefusesWhatAppearedInTheTargetMeanwhile) {
+  const ScratchFolder scratch;
+  const auto stage = Claim(PosixIo(), TargetFor(scratch / "out", Hf("new")));
+  StageFiles(PosixIo(), *stage, Hf("new"));
+  Spit(scratch / "out/config.json", "somebody's");
+  const Error error = ErrorOf([&] { stage->Publish(ReceiptOf(kPlan, Hf("new").files)); });
+  EXPECT_EQ(error.code(), Code::kAlreadyExists);
+  EXPECT_EQ(Published(scratch / "out"), (Files{{"config.json", "somebody's"}}));
+}
+
+TEST(Claim, SaysAlreadyCompleteOnlyWhileSizesAreRight) {
+  const ScratchFolder scratch;
+  const Target target = TargetFor(scratch / "out", Nemo("new"));
+  Convert(PosixIo(), target, Nemo("new"));
+  EXPECT_FALSE(Claim(PosixIo(), target));
+  EXPECT_FALSE(fs::exists(scratch / "out/.reshard"));
+
+  Target other = target;
+  other.plan_id = "another";
+  EXPECT_EQ(ErrorOf([&] { Claim(PosixIo(), other); }).code(), Code::kAlreadyExists);
+
+  Spit(scratch / "out/model_weights/w/0.0", "short");
+  EXPECT_EQ(ErrorOf([&] { Claim(PosixIo(), target); }).code(), Code::kAlreadyExists);
+  Convert(PosixIo(), TargetFor(scratch / "out", Nemo("new"), true), Nemo("new"));
+  ExpectPublished(scratch / "out", Nemo("new"));
+}
+
+TEST(Claim, RefusesAFolderThatHoldsAnythingAndLeavesNoTrace) {
+  const ScratchFolder scratch;
+  Spit(scratch / "out/mine.txt", "mine");
+  const Error error = ErrorOf([&] { Claim(PosixIo(), TargetFor(scratch / "out", Hf("new"))); });
+  EXPECT_EQ(error.code(), Code::kAlreadyExists);
+  EXPECT_EQ(error.path(), scratch / "out");
+  EXPECT_THAT(error.what(), HasSubstr("found 'mine.txt', expected an empty folder"));
+  EXPECT_THAT(error.what(), HasSubstr("--override"));
+  EXPECT_THAT(PosixIo().List(scratch / "out"), testing::ElementsAre("mine.txt"));
+
+  const Error file = ErrorOf([&] { Claim(PosixIo(), TargetFor(scratch / "out/mine.txt", Hf("new"), true)); });
+  EXPECT_EQ(file.code(), Code::kAlreadyExists);
+}
+
+TEST(Claim, AllowsLogsAndAnUnreadableReceipt) {
+  const ScratchFolder scratch;
+  Spit(scratch / "out/conversion-logs/log", "log");
+  Spit(scratch / "out/.reshard.json", "{");
+  Convert(PosixIo(), TargetFor(scratch / "out", Hf("new")), Hf("new"));
+  ExpectPublished(scratch / "out", Hf("new"));
+}
+
+TEST(Claim, KeepsWhatWasExecutedAndDeletesOtherLeftovers) {
+  const ScratchFolder scratch;
+  const Target target = TargetFor(scratch / "out", Hf("new"));
+  {
+    const auto stage = Claim(PosixIo(), target);
+    StageFiles(PosixIo(), *stage, Hf("new"));
+    stage->MarkExecuted({{"overflows", 3}});
+  }
+  Spit(scratch / "out/.reshard/another plan/files/config.json", "left");
+  Spit(scratch / "out/.reshard/claim.0", "left");
+  {
+    const auto stage = Claim(PosixIo(), target);
+    ASSERT_TRUE(stage->executed());
+    EXPECT_EQ(*stage->executed(), (Json{{"overflows", 3}}));
+    EXPECT_THAT(PosixIo().List(scratch / "out/.reshard"), testing::ElementsAre(kPlan, "owner"));
+    Spit(JoinPath(stage->folder(), "config.json"), "cut");
+  }
+  {
+    const auto stage = Claim(PosixIo(), target);
+    EXPECT_FALSE(stage->executed());
+    EXPECT_THAT(PosixIo().List(stage->folder()), IsEmpty());
+    StageFiles(PosixIo(), *stage, Hf("new"));
+  }
+  const auto stage = Claim(PosixIo(), target);
+  EXPECT_FALSE(stage->executed());  // staged, but never marked
+  EXPECT_THAT(PosixIo().List(stage->folder()), IsEmpty());
+}
+
+TEST(Discard, DeletesTheFolderOnlyIfTheClaimMadeIt) {
+  const ScratchFolder scratch;
+  fs::create_directory(scratch / "there");
+  for (const char* name : {"there", "made"}) {
+    const auto stage = Claim(PosixIo(), TargetFor(scratch / name, Hf("new")));
+    StageFiles(PosixIo(), *stage, Hf("new"));
+    stage->Discard();
+  }
+  EXPECT_THAT(PosixIo().List(scratch.path()), testing::ElementsAre("there"));
+  EXPECT_THAT(PosixIo().List(scratch / "there"), IsEmpty());
+}
+
+TEST(Receipt, IsCorruptWhereItIsNotOne) {
+  const ScratchFolder scratch;
+  EXPECT_FALSE(ReadReceipt(PosixIo(), scratch.path()));
+  for (const char* text :
+       {"", "[]", "{}", R"({"plan_id": 1, "files": []})", R"({"plan_id": "a", "files": {}})",
+        R"({"plan_id": "a", "files": [{"path": "x"}]})", R"({"plan_id": "a", "files": [{"path": "x", "size": "1"}]})",
+        R"({"plan_id": "a", "files": [{"path": "../x", "size": 1}]})",
+        R"({"plan_id": "a", "files": [{"path": "/x", "size": 1}]})"}) {
+    Spit(scratch / ".reshard.json", text);
+    const Error error = ErrorOf([&] { ReadReceipt(PosixIo(), scratch.path()); });
+    EXPECT_EQ(error.code(), Code::kCorrupt) << text;
+    EXPECT_EQ(error.path(), scratch / ".reshard.json") << text;
+  }
+}
+
+TEST(Owner, IsRefusedWhileAliveWhateverThePlan) {
+  const ScratchFolder scratch;
+  Target target = TargetFor(scratch / "out", Hf("new"));
+  const auto stage = Claim(PosixIo(), target);
+  for (const char* plan_id : {kPlan, "another"}) {
+    target.plan_id = plan_id;
+    const Error error = ErrorOf([&] { Claim(PosixIo(), target); });
+    EXPECT_EQ(error.code(), Code::kAlreadyExists);
+    EXPECT_THAT(error.what(), HasSubstr("process " + std::to_string(getpid()) + " on host "));
+  }
+  EXPECT_THAT(PosixIo().List(scratch / "out/.reshard"), testing::ElementsAre(kPlan, "owner"));
+}
+
+TEST(Owner, IsTakenOverWhenItsProcessIsGone) {
+  const ScratchFolder scratch;
+  const Target target = TargetFor(scratch / "out", Hf("new"));
+  const pid_t child = fork();
+  if (child == 0) {
+    const auto stage = Claim(PosixIo(), target);
+    _exit(stage ? 0 : 1);  // as if killed: nothing is released
+  }
+  siginfo_t ended;
+  ASSERT_EQ(waitid(P_PID, static_cast<id_t>(child), &ended, WEXITED | WNOWAIT), 0);
+  ASSERT_EQ(ended.si_status, 0);
+  ASSERT_TRUE(fs::exists(scratch / "out/.reshard/owner"));
+  EXPECT_TRUE(Claim(PosixIo(), target));  // a zombie, which still has a pid
+  waitpid(child, nullptr, 0);
+  EXPECT_TRUE(Claim(PosixIo(), target));
+}
+
+TEST(Owner, IsJudgedByBootStartAndHeartbeat) {
+  const struct {
+    const char* key;
+    const char* value;
+    int silent_seconds;
+    bool taken;
+  } kRows[] = {
+      {"boot", "an earlier boot", 0, true},   {"start", "1", 0, true},         {"host", "elsewhere", 0, false},
+      {"host", "elsewhere", 50, false},       {"host", "elsewhere", 70, true}, {"pid_namespace", "pid:[1]", 50, false},
+      {"pid_namespace", "pid:[1]", 70, true}, {"token", "x", 70, false},
+  };
+  for (const auto& row : kRows) {
+    const ScratchFolder scratch;
+    const Target target = TargetFor(scratch / "out", Hf("new"));
+    const auto first = Claim(PosixIo(), target);
+    EditOwners(scratch / "out", row.key, row.value);
+    const struct timespec times[2] = {{time(nullptr) - row.silent_seconds, 0}, {time(nullptr) - row.silent_seconds, 0}};
+    ASSERT_EQ(utimensat(AT_FDCWD, (scratch / "out/.reshard/owner").c_str(), times, 0), 0);
+    if (row.taken) {
+      EXPECT_TRUE(Claim(PosixIo(), target)) << row.key;
+    } else {
+      EXPECT_EQ(ErrorOf([&] { Claim(PosixIo(), target); }).code(), Code::kAlreadyExists) << row.key;
+    }
+  }
+}
+
+TEST(Owner, DoesNothingMoreOnceItWasTakenOver) {
+  const ScratchFolder scratch;
+  const Target target = TargetFor(scratch / "out", Hf("new"));
+  auto first = Claim(PosixIo(), target);
+  StageFiles(PosixIo(), *first, Hf("new"));
+  LetOwnersDie(scratch / "out");
+  const auto second = Claim(PosixIo(), target);
+  EXPECT_EQ(ErrorOf([&] { first->MarkExecuted({}); }).code(), Code::kAlreadyExists);
+  EXPECT_EQ(ErrorOf([&] { first->Publish(ReceiptOf(kPlan, Hf("new").files)); }).code(), Code::kAlreadyExists);
+  EXPECT_EQ(ErrorOf([&] { first->Discard(); }).code(), Code::kAlreadyExists);
+  first.reset();
+  EXPECT_EQ(ErrorOf([&] { Claim(PosixIo(), target); }).code(), Code::kAlreadyExists);
+  StageFiles(PosixIo(), *second, Hf("new"));
+  second->Publish(ReceiptOf(kPlan, Hf("new").files));
+  ExpectPublished(scratch / "out", Hf("new"));
+}
+
+// Runs come, find an owner dead, release and come again, all at once: never are there two.
+TEST(Owner, IsOneAtATimeHoweverManyCome) {
+  const ScratchFolder scratch;
+  FaultyIo io(PosixIo());  // counts only, and spares the syncs
+  std::atomic<int> owners{0}, claimed{0};
+  const auto run = [&](int id) {
+    Target target = TargetFor(scratch / "out", Hf("new"));
+    target.plan_id = "plan" + std::to_string(id);
+    for (int round = 0; round < 60; ++round) {
+      try {
+        const auto stage = Claim(io, target);
+        EXPECT_EQ(++owners, 1);
+        ++claimed;
+        std::this_thread::yield();
+        --owners;
+        if (round % 3 == 0) LetOwnersDie(scratch / "out");
+      } catch (const Error& error) {
+        EXPECT_EQ(error.code(), Code::kAlreadyExists) << error.what();
+      }
+    }
+  };
+  std::vector<std::thread> threads;
+  for (int id = 0; id < 4; ++id) threads.emplace_back(run, id);
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_GT(claimed, 10);
+}
+
+// What a target may hold at any instant, and what the next run makes of it.
+struct KillCase {
+  const char* name;
+  Checkpoint old_one;  // empty: a fresh target
+  Checkpoint new_one;
+};
+
+class Kill : public testing::TestWithParam<KillCase> {
+ protected:
+  void Reset() {
+    fs::remove_all(out_);
+    SpitAll(out_, GetParam().old_one.files);
+    if (replace()) {
+      Spit(JoinPath(out_, ".reshard.json"), ReceiptOf("old plan", GetParam().old_one.files).dump());
+      Spit(JoinPath(out_, "conversion-logs/log"), "log");
+    }
+  }
+
+  bool replace() const { return !GetParam().old_one.files.empty(); }
+  Target target() const { return TargetFor(out_, GetParam().new_one, replace()); }
+
+  void ExpectOldOrNoMarkerOrNew() {
+    const Files now = Published(out_);
+    const bool is_new = now == GetParam().new_one.files;
+    const bool is_old = replace() && now == GetParam().old_one.files;
+    for (const std::string& marker : kMarkers) EXPECT_TRUE(is_new || is_old || now.count(marker) == 0) << marker;
+    const std::optional<Json> receipt = ReadReceipt(PosixIo(), out_);
+    if (receipt) {
+      EXPECT_TRUE(receipt->at("plan_id") == kPlan ? is_new : is_old) << "the receipt vouches for too much";
+    }
+  }
+
+  void ExpectTheNextRunEndsIt() {
+    FaultyIo io(PosixIo());
+    Convert(io, target(), GetParam().new_one);
+    ExpectPublished(out_, GetParam().new_one);
+    if (replace()) {
+      EXPECT_EQ(Slurp(JoinPath(out_, "conversion-logs/log")), "log");
+    }
+  }
+
+  // False where the run ends before the n-th call.
+  bool RunKilledAt(uint64_t n) {
+    FaultyIo io(PosixIo());
+    io.KillAt(n);
+    try {
+      Convert(io, target(), GetParam().new_one);
+    } catch (const Killed&) {
+    }
+    LetOwnersDie(out_);
+    ExpectOldOrNoMarkerOrNew();
+    return io.calls() >= n;
+  }
+
+  const ScratchFolder scratch_{ScratchFolder::InMemory()};
+  const std::string out_ = scratch_ / "out";
+};
+
+TEST_P(Kill, LeavesOldOrNewAtEveryCallAndTheNextRunEndsIt) {
+  uint64_t n = 0;
+  for (bool more = true; more;) {
+    SCOPED_TRACE(++n);
+    Reset();
+    more = RunKilledAt(n);
+    ExpectTheNextRunEndsIt();
+    if (HasFailure()) return;
+  }
+  EXPECT_GT(n, 100u);
+}
+
+TEST_P(Kill, MayHitTheNextRunAsWell) {
+  for (uint64_t n = 40;; n += 7) {
+    for (uint64_t m = 3;; m += 11) {
+      SCOPED_TRACE(std::to_string(n) + ", then " + std::to_string(m));
+      Reset();
+      if (!RunKilledAt(n)) return;
+      const bool more = RunKilledAt(m);
+      ExpectTheNextRunEndsIt();
+      if (HasFailure()) return;
+      if (!more) break;
+    }
+  }
+}
+
+TEST_P(Kill, IsNoWorseWhenACallFails) {
+  for (uint64_t n = 1;; ++n) {
+    SCOPED_TRACE(n);
+    Reset();
+    FaultyIo io(PosixIo());
+    io.FailAt(n, EIO);
+    try {
+      Convert(io, target(), GetParam().new_one);
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), Code::kIo) << error.what();
+      EXPECT_FALSE(error.path().empty());
+    }
+    const bool done = io.calls() < n;
+    LetOwnersDie(out_);
+    ExpectOldOrNoMarkerOrNew();
+    ExpectTheNextRunEndsIt();
+    if (done || HasFailure()) return;
+  }
+}
+
+// A process that really ends there: nothing is unwound, and its claim looks as the kernel leaves it.
+TEST_P(Kill, IsSurvivedByARealProcess) {
+  for (const uint64_t n : {20, 60, 75, 83, 91, 99, 107, 120, 140}) {
+    SCOPED_TRACE(n);
+    Reset();
+    const pid_t child = fork();
+    if (child == 0) {
+      FaultyIo io(PosixIo());
+      io.RaiseAt(n, SIGKILL);
+      Convert(io, target(), GetParam().new_one);
+      _exit(0);
+    }
+    int status = 0;
+    ASSERT_EQ(waitpid(child, &status, 0), child);
+    EXPECT_TRUE(WIFSIGNALED(status) || WEXITSTATUS(status) == 0);
+    ExpectOldOrNoMarkerOrNew();
+    ExpectTheNextRunEndsIt();
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Targets, Kill,
+                         testing::Values(KillCase{"FreshHf", {}, Hf("new")}, KillCase{"FreshNemo", {}, Nemo("new")},
+                                         KillCase{"HfOverHf", Hf("old"), Hf("new")},
+                                         KillCase{"NemoOverNemo", Nemo("old"), Nemo("new")},
+                                         KillCase{"HfOverNemo", Nemo("old"), Hf("new")},
+                                         KillCase{"NemoOverHf", Hf("old"), Nemo("new")}),
+                         [](const auto& row) { return row.param.name; });
+
+}  // namespace
+}  // namespace reshard

@@ -1,0 +1,301 @@
+// HuggingFace folders: config.json, safetensors with or without an index, tokenizer and readme files
+// (docs/formats/huggingface.md).
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <map>
+#include <set>
+
+#include "base/error.h"
+#include "formats/safetensors/safetensors.h"
+#include "formats/safetensors/sharding.h"
+#include "models/kinds/hf_config.h"
+#include "models/kinds/kind.h"
+
+namespace reshard {
+namespace {
+
+constexpr std::string_view kSingle = "model.safetensors", kIndex = "model.safetensors.index.json";
+constexpr std::string_view kMarkers[] = {kIndex, kSingle, "pytorch_model.bin.index.json", "pytorch_model.bin"};
+
+// What comes along with the weights, byte for byte.
+constexpr std::string_view kCarried[] = {
+    "generation_config.json", "tokenizer.json",       "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json",      "tokenizer.model",      "vocab.json",            "merges.txt",
+    "chat_template.jinja",    "chat_template.json",   "README.md",             "LICENSE",
+    "LICENSE.txt",            "LICENSE.md",           "NOTICE",                "NOTICE.txt",
+    "USE_POLICY.md",          "preprocessor_config.json",
+};
+constexpr std::string_view kCarriedFolder = "additional_chat_templates";
+
+bool IsCarried(std::string_view name) {
+  return std::find(std::begin(kCarried), std::end(kCarried), name) != std::end(kCarried) ||
+         name.starts_with(std::string(kCarriedFolder) + "/");
+}
+
+// Buffers that old checkpoints have and no model reads.
+bool IsIgnored(std::string_view name) {
+  return name.ends_with(".rotary_emb.inv_freq") || name.ends_with(".attention.bias") || name.ends_with(".masked_bias");
+}
+
+bool Exists(Io& io, const std::string& folder, std::string_view name) {
+  return io.Stat(JoinPath(folder, std::string(name))).has_value();
+}
+
+bool Detect(Io& io, const std::string& folder) {
+  if (Exists(io, folder, kSingle) || Exists(io, folder, kIndex)) return true;
+  if (Exists(io, folder, "pytorch_model.bin") || Exists(io, folder, "pytorch_model.bin.index.json")) return true;
+  return Exists(io, folder, "config.json") && !Exists(io, folder, "rank0.safetensors");
+}
+
+// -- reading ----------------------------------------------------------------------------------------------------------
+
+class HfReader {
+ public:
+  HfReader(Io& io, const std::string& folder, const OpenOptions& options) : io_(io), options_(options) {
+    checkpoint_.folder = folder;
+  }
+
+  Checkpoint Open() {
+    checkpoint_.config_path = JoinPath(checkpoint_.folder, "config.json");
+    if (!io_.Stat(checkpoint_.config_path))
+      throw Error(Code::kCorrupt, "there is no config.json, expected one; give the folder that has it").At("reading", checkpoint_.folder);
+    checkpoint_.config_text = ReadWholeFile(io_, checkpoint_.config_path, kMaxConfigBytes);
+    checkpoint_.config = ParseJson(checkpoint_.config_text, checkpoint_.config_path);
+    checkpoint_.model = ModelFromHfConfig(checkpoint_.config, checkpoint_.config_path);
+    ListSideFiles();
+    if (Exists(io_, checkpoint_.folder, kSingle)) {
+      ReadShard(std::string(kSingle));
+    } else if (Exists(io_, checkpoint_.folder, kIndex)) {
+      ReadShards();
+    } else {
+      NoWeights();
+    }
+    std::erase_if(checkpoint_.tensors, [&](const StoredTensor& tensor) {
+      if (IsIgnored(tensor.name)) checkpoint_.ignored.push_back(tensor.name);
+      return IsIgnored(tensor.name);
+    });
+    FillRank();
+    return std::move(checkpoint_);
+  }
+
+ private:
+  void ListSideFiles() {
+    for (const std::string& name : io_.List(checkpoint_.folder)) {
+      auto info = io_.Stat(JoinPath(checkpoint_.folder, name));
+      if (name.starts_with(".reshard") || name.ends_with(".safetensors") || name == kIndex) continue;
+      if (info && info->type == FileInfo::Type::kDirectory && name == kCarriedFolder) {
+        for (const std::string& inner : io_.List(JoinPath(checkpoint_.folder, name)))
+          checkpoint_.side_files.push_back(name + "/" + inner);
+      } else if (info) {
+        checkpoint_.side_files.push_back(name + (info->type == FileInfo::Type::kDirectory ? "/" : ""));
+      }
+    }
+  }
+
+  [[noreturn]] void NoWeights() {
+    const auto& names = checkpoint_.side_files;
+    auto has = [&](std::string_view end) {
+      return std::any_of(names.begin(), names.end(), [&](const std::string& name) { return name.ends_with(end); });
+    };
+    if (Exists(io_, checkpoint_.folder, "pytorch_model.bin") || Exists(io_, checkpoint_.folder, "pytorch_model.bin.index.json"))
+      throw Error(Code::kUnsupported, "the weights are PyTorch .bin files, expected safetensors; save the model with safetensors first")
+          .At("reading", checkpoint_.folder);
+    if (has(".incomplete"))
+      throw Error(Code::kCorrupt, "there are .incomplete files and no weights, expected model.safetensors; download the model again")
+          .At("reading", checkpoint_.folder);
+    throw Error(Code::kCorrupt, fmt::format("there are no weights, expected {} or {}", kSingle, kIndex)).At("reading", checkpoint_.folder);
+  }
+
+  std::vector<StoredTensor> ReadShard(const std::string& name) {
+    std::string path = JoinPath(checkpoint_.folder, name);
+    auto info = io_.Stat(path);
+    if (!info) {
+      bool partial = io_.Stat(path + ".incomplete").has_value();
+      throw Error(Code::kCorrupt, fmt::format("the index names this file and it is {}; download the model again",
+                                              partial ? "incomplete, expected a whole one" : "missing, expected it in the folder"))
+          .At("reading", path);
+    }
+    uint32_t number = static_cast<uint32_t>(checkpoint_.files.size());
+    auto tensors = safetensors::ReadFile(io_, path, number, options_.max_header);
+    checkpoint_.files.push_back({path, name, info->size, info->mtime_ns, info->inode});
+    for (const StoredTensor& tensor : tensors) checkpoint_.tensors.push_back(tensor);
+    return tensors;
+  }
+
+  // The index and the shards must say the same of every tensor.
+  void ReadShards() {
+    std::string path = JoinPath(checkpoint_.folder, std::string(kIndex));
+    std::map<std::string, std::string> map;
+    std::set<std::string> shards;
+    for (auto& [tensor, file] : safetensors::ParseIndex(ReadWholeFile(io_, path, kMaxConfigBytes), path)) {
+      shards.insert(file);
+      map.emplace(tensor, file);
+    }
+    for (const std::string& shard : shards) {
+      for (const StoredTensor& tensor : ReadShard(shard)) {
+        auto mapped = map.find(tensor.name);
+        if (mapped == map.end() || mapped->second != shard)
+          throw Error(Code::kCorrupt, fmt::format("the index maps it to {}, expected this file; the index is of another checkpoint",
+                                                  mapped == map.end() ? "no file" : mapped->second))
+              .At("reading", JoinPath(checkpoint_.folder, shard))
+              .Tensor(tensor.name);
+        map.erase(mapped);
+      }
+    }
+    if (!map.empty())
+      throw Error(Code::kCorrupt, fmt::format("it is not there, though the index maps it ({} such), expected it; download the model again", map.size()))
+          .At("reading", JoinPath(checkpoint_.folder, map.begin()->second))
+          .Tensor(map.begin()->first);
+  }
+
+  void FillRank() {
+    const Sizes& sizes = checkpoint_.model.sizes;
+    checkpoint_.rank.layers = {0, sizes['L']};
+    checkpoint_.rank.experts = {0, sizes['E']};
+    checkpoint_.rank.vocab_rows = sizes['V'];
+    bool has_head = std::any_of(checkpoint_.tensors.begin(), checkpoint_.tensors.end(),
+                                [](const StoredTensor& tensor) { return tensor.name == "lm_head.weight"; });
+    checkpoint_.rank.stores_head = has_head || !checkpoint_.model.tied;
+  }
+
+  Io& io_;
+  const OpenOptions& options_;
+  Checkpoint checkpoint_;
+};
+
+Checkpoint Open(Io& io, const std::string& folder, const OpenOptions& options) { return HfReader(io, folder, options).Open(); }
+
+Rank RankOf(const Model& model, const Checkpoint&) {
+  const Sizes& sizes = model.sizes;
+  return {{0, sizes['L']}, {0, sizes['E']}, sizes['V'], !model.tied, false};
+}
+
+// -- writing ----------------------------------------------------------------------------------------------------------
+
+// transformers' state dict order: within a layer, tensors right below it (the norms) come after those of its modules.
+std::vector<size_t> StateDictOrder(const std::vector<TensorSpec>& specs) {
+  auto layer_of = [](std::string_view name) -> std::string_view {
+    size_t begin = name.find(".layers.");
+    return begin == std::string_view::npos ? "" : name.substr(0, name.find('.', begin + 8));
+  };
+  auto is_direct = [&](std::string_view name) {
+    std::string_view rest = name.substr(layer_of(name).size());
+    return std::count(rest.begin(), rest.end(), '.') == 2;
+  };
+  std::vector<size_t> order, held;
+  for (size_t i = 0; i < specs.size(); ++i) {
+    std::string_view layer = layer_of(specs[i].name);
+    if (!held.empty() && layer_of(specs[held[0]].name) != layer) {
+      order.insert(order.end(), held.begin(), held.end());
+      held.clear();
+    }
+    (!layer.empty() && is_direct(specs[i].name) ? held : order).push_back(i);
+  }
+  order.insert(order.end(), held.begin(), held.end());
+  return order;
+}
+
+void LayOutWeights(const std::vector<TensorSpec>& specs, uint64_t max_shard_size, std::vector<StoredTensor>& tensors,
+                   std::vector<FileLayout>& files) {
+  std::vector<size_t> order = StateDictOrder(specs);
+  std::vector<uint64_t> sizes;
+  uint64_t parameters = 0, bytes = 0;
+  for (size_t i : order) {
+    sizes.push_back(ElementCount(tensors[i].shape) * ItemSize(tensors[i].dtype));
+    parameters += ElementCount(tensors[i].shape);
+    bytes += sizes.back();
+  }
+  auto shards = safetensors::SplitIntoShards(sizes, max_shard_size);
+  std::vector<std::pair<std::string, std::string>> map;
+  for (size_t n = 0; n < shards.size(); ++n) {
+    std::string name = safetensors::ShardName(n + 1, shards.size());
+    std::vector<StoredTensor*> members;
+    for (size_t i : shards[n]) {
+      members.push_back(&tensors[order[i]]);
+      map.emplace_back(members.back()->name, name);
+    }
+    files.push_back(safetensors::LayOut(name, members, static_cast<uint32_t>(files.size())));
+  }
+  if (shards.size() > 1) files.push_back(LiteralFile(std::string(kIndex), safetensors::IndexText(std::move(map), parameters, bytes)));
+}
+
+// The source's own config, or the template's, or one that is derived: all with the dtype that is written.
+std::string ConfigText(const Checkpoint& source, const Model& model, const TargetOptions& options, Dtype dtype, LaidOut& out) {
+  bool from_hf = source.kind == kHuggingFace.name;
+  if (!from_hf && source.template_path.empty()) {
+    out.notes.push_back("config.json is derived from model_config.yaml: token ids are the class defaults; --hf_model_name carries over the original's");
+    return HfConfigText(model, dtype);
+  }
+  std::string text = from_hf ? source.config_text : source.template_text;
+  if (!from_hf || options.dtype) text = WithHfDtype(text, dtype);
+  if (!from_hf) {
+    if (auto with = ReplaceTopLevelValue(text, "max_position_embeddings", model.hyper.max_position_embeddings.dump())) text = *with;
+  }
+  if (model.tied != source.model.tied) {
+    if (auto with = ReplaceTopLevelValue(text, "tie_word_embeddings", model.tied ? "true" : "false")) text = *with;
+  }
+  return text;
+}
+
+// Files that a NeMo checkpoint keeps of a tokenizer: <32 hex digits>_tokenizer.model.
+std::string ArtifactName(const std::string& name) {
+  size_t bar = name.find('_');
+  bool artifact = bar == 32 && name.find_first_not_of("0123456789abcdef") == 32;
+  return artifact ? name.substr(bar + 1) : "";
+}
+
+void AddCopies(const Checkpoint& source, LaidOut& out) {
+  const bool use_template = source.kind != kHuggingFace.name && !source.template_path.empty();
+  if (use_template) out.copies = source.template_files;
+  for (const std::string& name : source.side_files) {
+    if (name == "config.json") continue;
+    std::string to = source.kind == kHuggingFace.name ? (IsCarried(name) ? name : "") : ArtifactName(name);
+    if (to.empty() || use_template) {
+      out.left.push_back(name);
+    } else {
+      out.copies.push_back({JoinPath(source.folder, name), to});
+    }
+  }
+}
+
+LaidOut LayOut(const Checkpoint& source, const Model& model, const TargetOptions& options, const std::vector<TensorSpec>& specs,
+               std::vector<StoredTensor>& tensors) {
+  if (!source.vocabulary_doubt.empty()) throw Error(Code::kMismatch, source.vocabulary_doubt).At("reading", source.config_path);
+  LaidOut out;
+  AddCopies(source, out);
+  // Weights count files from 0, and come before the marker; config.json is put before them at the end.
+  LayOutWeights(specs, options.max_shard_size, tensors, out.files);
+  std::string config = ConfigText(source, model, options, tensors[0].dtype, out);
+  out.files.insert(out.files.begin(), LiteralFile("config.json", std::move(config)));
+  for (StoredTensor& tensor : tensors)
+    for (Chunk& chunk : tensor.chunks) ++chunk.file;
+  return out;
+}
+
+}  // namespace
+
+std::vector<FileCopy> CarriedFiles(Io& io, const std::string& folder) {
+  std::vector<FileCopy> copies;
+  for (std::string_view name : kCarried)
+    if (Exists(io, folder, name)) copies.push_back({JoinPath(folder, std::string(name)), std::string(name)});
+  if (Exists(io, folder, kCarriedFolder))
+    for (const std::string& name : io.List(JoinPath(folder, std::string(kCarriedFolder))))
+      copies.push_back({JoinPath(folder, std::string(kCarriedFolder) + "/" + name), std::string(kCarriedFolder) + "/" + name});
+  return copies;
+}
+
+const Kind kHuggingFace = {
+    .name = "hf",
+    .title = "HuggingFace folder: config.json, model.safetensors or shards with an index",
+    .format = "safetensors",
+    .layouts = &Block::hf,
+    .name_prefix = "",
+    .detect = Detect,
+    .open = Open,
+    .rank = RankOf,
+    .lay_out = LayOut,
+    .markers = kMarkers,
+};
+
+}  // namespace reshard

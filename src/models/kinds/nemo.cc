@@ -1,0 +1,270 @@
+// NeMo 1 checkpoint folders: model_config.yaml and a distributed checkpoint in zarr (docs/formats/nemo.md).
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "archive/torch_zip.h"
+#include "base/error.h"
+#include "base/hash.h"
+#include "base/yaml.h"
+#include "formats/zarr2/zarr2.h"
+#include "models/kinds/hf_config.h"
+#include "models/kinds/kind.h"
+#include "models/kinds/nemo_config.h"
+
+namespace reshard {
+namespace {
+
+constexpr std::string_view kConfig = "model_config.yaml", kWeights = "model_weights", kMetadata = "metadata.json";
+constexpr std::string_view kMarkers[] = {"model_weights/metadata.json"};
+constexpr std::string_view kPrefix = "model.", kEmbedding = "embedding.word_embeddings.weight", kHead = "output_layer.weight";
+
+// Python's json.dump of mcore's CheckpointingConfig; an unknown key would make its loader fail.
+constexpr std::string_view kMetadataText =
+    R"({"sharded_backend": "zarr", "sharded_backend_version": 1, "common_backend": "torch", "common_backend_version": 1})";
+
+bool Exists(Io& io, const std::string& folder, std::string_view name) {
+  return io.Stat(JoinPath(folder, std::string(name))).has_value();
+}
+
+bool Detect(Io& io, const std::string& folder) { return Exists(io, folder, kConfig) || Exists(io, folder, kWeights); }
+
+// -- reading ----------------------------------------------------------------------------------------------------------
+
+std::string WithoutPrefix(std::string name) {
+  for (std::string_view prefix : {"model.module.", "model.", "module."})
+    if (name.starts_with(prefix)) return name.substr(prefix.size());
+  return name;
+}
+
+// decoder.layers.0.x, where the usual form is decoder.layers.x with a leading axis.
+bool IsNumbered(std::string_view name) {
+  constexpr std::string_view kLayers = "decoder.layers.";
+  return name.starts_with(kLayers) && name.size() > kLayers.size() && std::isdigit(static_cast<unsigned char>(name[kLayers.size()]));
+}
+
+class NemoReader {
+ public:
+  NemoReader(Io& io, const std::string& folder, const OpenOptions& options)
+      : io_(io), options_(options), weights_(JoinPath(folder, std::string(kWeights))) {
+    checkpoint_.folder = folder;
+  }
+
+  Checkpoint Open() {
+    ReadConfig();
+    CheckBackend();
+    ReadArrays();
+    Describe();
+    ListSideFiles();
+    return std::move(checkpoint_);
+  }
+
+ private:
+  void ReadConfig() {
+    checkpoint_.config_path = JoinPath(checkpoint_.folder, std::string(kConfig));
+    if (!io_.Stat(checkpoint_.config_path))
+      throw Error(Code::kCorrupt, fmt::format("there is no {}, expected one", kConfig)).At("reading", checkpoint_.folder);
+    checkpoint_.config_text = ReadWholeFile(io_, checkpoint_.config_path, kMaxConfigBytes);
+    checkpoint_.config = YamlValue(ParseYaml(checkpoint_.config_text, checkpoint_.config_path));
+    if (checkpoint_.config.contains("model") && checkpoint_.config["model"].is_object()) {
+      Json inner = checkpoint_.config["model"];
+      checkpoint_.config = std::move(inner);
+    }
+  }
+
+  void CheckBackend() {
+    for (const char* legacy : {"model_weights.ckpt", "mp_rank_00", "tp_rank_00_pp_rank_000"})
+      if (Exists(io_, checkpoint_.folder, legacy))
+        throw Error(Code::kUnsupported, fmt::format("{} is the layout of old per-rank checkpoints, expected a distributed one in {}", legacy, kWeights))
+            .At("reading", checkpoint_.folder);
+    std::string path = JoinPath(weights_, std::string(kMetadata));
+    if (!io_.Stat(path))
+      throw Error(Code::kCorrupt, "metadata.json is missing, which is written last; the checkpoint is incomplete, expected a finished one").At("reading", weights_);
+    Json metadata = ParseJson(ReadWholeFile(io_, path, kMaxConfigBytes), path);
+    auto backend = metadata.find("sharded_backend");
+    if (backend == metadata.end() || !backend->is_string())
+      throw Error(Code::kCorrupt, "no text 'sharded_backend', expected \"zarr\"").At("reading", path);
+    bool has_torch_dist = Exists(io_, weights_, ".metadata");
+    if (*backend == "torch_dist" && has_torch_dist)
+      throw Error(Code::kUnsupported, "the weights are in torch_dist format, expected zarr").At("reading", path);
+    if (*backend != "zarr" || has_torch_dist)
+      throw Error(Code::kMismatch, fmt::format("sharded_backend is {}, and the folder {} a .metadata file, expected \"zarr\" without one",
+                                               backend->dump(), has_torch_dist ? "has" : "lacks"))
+          .At("reading", path);
+  }
+
+  // Every folder with a .zarray, but those of the optimizer; what else lies there is no tensor, or a broken one.
+  void ReadArrays() {
+    std::vector<zarr2::ChunkFile> files;
+    for (const std::string& entry : io_.List(weights_)) {
+      std::string path = JoinPath(weights_, entry), name = WithoutPrefix(entry);
+      auto info = io_.Stat(path);
+      if (!info || info->type != FileInfo::Type::kDirectory) continue;
+      bool is_array = Exists(io_, path, ".zarray");
+      if (entry.starts_with("optimizer.") || name.ends_with("_extra_state") || (!is_array && !LooksLikeTensor(name))) {
+        checkpoint_.ignored.push_back(entry);
+      } else if (!is_array) {
+        throw Error(Code::kCorrupt, "there is no .zarray, expected one in the folder of an array").At("reading", path).Tensor(entry);
+      } else {
+        checkpoint_.tensors.push_back(zarr2::ReadArray(io_, path, name, files));
+      }
+    }
+    for (const zarr2::ChunkFile& file : files) {
+      auto info = io_.Stat(file.path);
+      if (!info) throw Error(Code::kMismatch, "the file vanished while it was read").At("reading", file.path);
+      checkpoint_.files.push_back({file.path, file.path.substr(checkpoint_.folder.size() + 1), file.size, info->mtime_ns, info->inode});
+    }
+  }
+
+  static bool LooksLikeTensor(std::string_view name) {
+    return name.ends_with(".weight") || name.ends_with(".bias") || name.ends_with("layer_norm_weight");
+  }
+
+  const StoredTensor* Find(std::string_view name) const {
+    for (const StoredTensor& tensor : checkpoint_.tensors)
+      if (tensor.name == name) return &tensor;
+    return nullptr;
+  }
+
+  void Describe() {
+    const StoredTensor* embedding = Find(kEmbedding);
+    if (!embedding || embedding->shape.size() != 2)
+      throw Error(Code::kMismatch, "it is not there with two axes, expected it in every model").At("reading", weights_).Tensor(std::string(kEmbedding));
+    NemoHints hints{options_.model_type, nullptr, options_.vocab_size};
+    Model known;
+    if (!options_.template_path.empty()) {
+      checkpoint_.template_path = options_.template_path;
+      std::string path = JoinPath(options_.template_path, "config.json");
+      checkpoint_.template_text = ReadWholeFile(io_, path, kMaxConfigBytes);
+      checkpoint_.template_files = CarriedFiles(io_, options_.template_path);
+      known = ModelFromHfConfig(ParseJson(checkpoint_.template_text, path), path);
+      hints.template_model = &known;
+    }
+    checkpoint_.model = ModelFromNemoConfig(checkpoint_.config, checkpoint_.config_path, embedding->shape[0], hints,
+                                            checkpoint_.vocabulary_doubt);
+    const Sizes& sizes = checkpoint_.model.sizes;
+    bool numbered = std::any_of(checkpoint_.tensors.begin(), checkpoint_.tensors.end(),
+                                [](const StoredTensor& tensor) { return IsNumbered(tensor.name); });
+    checkpoint_.rank = {{0, sizes['L']}, {0, sizes['E']}, embedding->shape[0], Find(kHead) || !checkpoint_.model.tied, !numbered};
+  }
+
+  void ListSideFiles() {
+    for (const std::string& name : io_.List(checkpoint_.folder)) {
+      if (name.starts_with(".reshard") || name == kWeights) continue;
+      auto info = io_.Stat(JoinPath(checkpoint_.folder, name));
+      if (info) checkpoint_.side_files.push_back(name + (info->type == FileInfo::Type::kDirectory ? "/" : ""));
+    }
+  }
+
+  Io& io_;
+  const OpenOptions& options_;
+  std::string weights_;
+  Checkpoint checkpoint_;
+};
+
+Checkpoint Open(Io& io, const std::string& folder, const OpenOptions& options) { return NemoReader(io, folder, options).Open(); }
+
+// Rows that pad a NeMo source's vocabulary stay when the target is NeMo again, and so does a head that is stored twice.
+Rank RankOf(const Model& model, const Checkpoint& source) {
+  const Sizes& sizes = model.sizes;
+  bool from_nemo = source.kind == kNemo.name;
+  return {{0, sizes['L']},
+          {0, sizes['E']},
+          from_nemo ? source.rank.vocab_rows : sizes['V'],
+          !model.tied || (from_nemo && source.rank.stores_head),
+          true};
+}
+
+// -- writing ----------------------------------------------------------------------------------------------------------
+
+struct Tokenizer {
+  std::string name, artifact;
+  bool carried = false;
+};
+
+// The file that the converters keep in the checkpoint: tokenizer.model for Llama, vocab.json for Qwen. Its name begins
+// with a hash of its content, so that the same input gives the same checkpoint.
+Tokenizer TokenizerOf(const Checkpoint& source, const Model& model, const TargetOptions& options, LaidOut& out) {
+  Tokenizer tokenizer{options.hf_model_name, ""};
+  std::string file = model.family->nemo_base == NemoBase::kQwen ? "vocab.json" : "tokenizer.model";
+  bool has_file = std::find(source.side_files.begin(), source.side_files.end(), file) != source.side_files.end();
+  if (has_file) {
+    std::string path = JoinPath(source.folder, file);
+    tokenizer.artifact = Sha256Hex(ReadWholeFile(PosixIo(), path, kMaxConfigBytes)).substr(0, 32) + "_" + file;
+    out.copies.push_back({path, tokenizer.artifact});
+  }
+  if (tokenizer.name.empty()) {
+    tokenizer.name = PosixIo().Canonical(source.folder);
+    if (!has_file || model.family->nemo_base == NemoBase::kQwen)
+      out.notes.push_back(fmt::format("the tokenizer is named by its folder, {}; --hf_model_name names another", tokenizer.name));
+  }
+  for (const std::string& name : source.side_files)
+    if (name != file && name != "config.json") out.left.push_back(name);
+  return tokenizer;
+}
+
+std::string ConfigText(const Checkpoint& source, const Model& model, const TargetOptions& options, Dtype dtype, LaidOut& out) {
+  if (source.kind != kNemo.name) {
+    Tokenizer tokenizer = TokenizerOf(source, model, options, out);
+    return NemoConfigText(model, {dtype, tokenizer.name, tokenizer.artifact, options.rope_config_only});
+  }
+  for (const std::string& name : source.side_files) {
+    if (name == kConfig) continue;
+    if (name.ends_with("/")) {
+      out.left.push_back(name);
+    } else {
+      out.copies.push_back({JoinPath(source.folder, name), name});
+    }
+  }
+  return options.dtype ? WithNemoPrecision(source.config_text, dtype, source.config_path) : source.config_text;
+}
+
+// Stacked axes by one, the first axis of a part in the layout's fragments: the chunks that one Megatron rank writes.
+Dims GridOf(const TensorSpec& spec) {
+  Dims grid = spec.shape;
+  for (size_t axis = 0; axis < spec.lead; ++axis) grid[axis] = 1;
+  grid[spec.lead] /= spec.layout->fragments;
+  return grid;
+}
+
+void AddObjects(const Model& model, std::vector<FileLayout>& files) {
+  uint64_t layers = model.sizes['L'];
+  for (const Block* block : model.family->blocks) {
+    for (std::string_view module : block->nemo_objects) {
+      for (uint64_t layer = 0; layer < layers; ++layer) {
+        std::string stem = fmt::format("shard_{}_{}", layer, layers);
+        files.push_back(LiteralFile(fmt::format("{}/{}decoder.layers.{}._extra_state/{}.pt", kWeights, kPrefix, module, stem),
+                                    TorchZip(stem, kPickledNone)));
+      }
+    }
+  }
+}
+
+LaidOut LayOut(const Checkpoint& source, const Model& model, const TargetOptions& options, const std::vector<TensorSpec>& specs,
+               std::vector<StoredTensor>& tensors) {
+  LaidOut out;
+  out.files.push_back(LiteralFile(std::string(kConfig), ConfigText(source, model, options, tensors[0].dtype, out)));
+  for (size_t i = 0; i < tensors.size(); ++i)
+    zarr2::LayOut(fmt::format("{}/{}{}", kWeights, kPrefix, tensors[i].name), GridOf(specs[i]), tensors[i], out.files);
+  AddObjects(model, out.files);
+  out.files.push_back(LiteralFile(std::string(kWeights) + "/common.pt", TorchZip("common", kPickledEmptyDict)));
+  out.files.push_back(LiteralFile(std::string(kMarkers[0]), std::string(kMetadataText)));
+  return out;
+}
+
+}  // namespace
+
+const Kind kNemo = {
+    .name = "nemo",
+    .title = "NeMo 1 folder: model_config.yaml, model_weights in zarr",
+    .format = "zarr2",
+    .layouts = &Block::nemo,
+    .name_prefix = kPrefix,
+    .detect = Detect,
+    .open = Open,
+    .rank = RankOf,
+    .lay_out = LayOut,
+    .markers = kMarkers,
+};
+
+}  // namespace reshard

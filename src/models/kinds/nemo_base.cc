@@ -1,0 +1,251 @@
+#include "models/kinds/nemo_base.h"
+
+namespace reshard {
+
+const std::string_view kNemoBaseLlama = R"yaml(mcore_gpt: true
+micro_batch_size: 4
+global_batch_size: 8
+tensor_model_parallel_size: 1
+pipeline_model_parallel_size: 1
+virtual_pipeline_model_parallel_size: null
+encoder_seq_length: 4096
+max_position_embeddings: 4096
+num_layers: 32
+hidden_size: 4096
+ffn_hidden_size: 11008
+num_attention_heads: 32
+init_method_std: 0.02
+use_scaled_init_method: true
+hidden_dropout: 0.0
+attention_dropout: 0.0
+ffn_dropout: 0.0
+kv_channels: null
+apply_query_key_layer_scaling: true
+normalization: rmsnorm
+layernorm_epsilon: 1.0e-05
+do_layer_norm_weight_decay: false
+make_vocab_size_divisible_by: 128
+pre_process: true
+post_process: true
+persist_layer_norm: true
+bias: false
+activation: fast-swiglu
+headscale: false
+transformer_block_type: pre_ln
+openai_gelu: false
+normalize_attention_scores: true
+position_embedding_type: rope
+rotary_percentage: 1.0
+attention_type: multihead
+share_embeddings_and_output_weights: false
+overlap_p2p_comm: false
+batch_p2p_comm: true
+num_query_groups: 32
+tokenizer:
+  library: sentencepiece
+  type: null
+  model: null
+  vocab_file: null
+  merge_file: null
+  delimiter: null
+  sentencepiece_legacy: false
+native_amp_init_scale: 4294967296
+native_amp_growth_interval: 1000
+hysteresis: 2
+fp32_residual_connection: false
+fp16_lm_cross_entropy: false
+megatron_amp_O2: false
+grad_allreduce_chunk_size_mb: 125
+grad_div_ar_fusion: true
+gradient_accumulation_fusion: false
+bias_activation_fusion: false
+bias_dropout_add_fusion: false
+masked_softmax_fusion: true
+get_attention_mask_from_fusion: true
+seed: 1234
+resume_from_checkpoint: null
+use_cpu_initialization: false
+onnx_safe: false
+apex_transformer_log_level: 30
+gradient_as_bucket_view: true
+sync_batch_comm: false
+activations_checkpoint_granularity: null
+activations_checkpoint_method: null
+activations_checkpoint_num_layers: null
+num_micro_batches_with_partial_activation_checkpoints: null
+activations_checkpoint_layers_per_pipeline: null
+sequence_parallel: false
+transformer_engine: true
+fp8: false
+fp8_e4m3: false
+fp8_hybrid: true
+fp8_margin: 0
+fp8_interval: 1
+fp8_amax_history_len: 1024
+fp8_amax_compute_algo: max
+reduce_amax: true
+use_emha: false
+data:
+  index_mapping_dir: null
+  data_impl: mmap
+  splits_string: 900,50,50
+  seq_length: 4096
+  skip_warmup: true
+  num_workers: 2
+  dataloader_type: single
+  reset_position_ids: false
+  reset_attention_mask: false
+  eod_mask_loss: false
+  validation_drop_last: true
+  no_seqlen_plus_one_input_tokens: false
+  pad_samples_to_global_batch_size: false
+  shuffle_documents: true
+nsys_profile:
+  enabled: false
+  start_step: 10
+  end_step: 10
+  ranks:
+  - 0
+  gen_shape: false
+optim:
+  name: fused_adam
+  lr: 0.0002
+  weight_decay: 0.01
+  betas:
+  - 0.9
+  - 0.98
+  sched:
+    name: CosineAnnealing
+    warmup_steps: 500
+    constant_steps: 50000
+    min_lr: 2.0e-05
+)yaml";
+
+const std::string_view kNemoBaseQwen = R"yaml(mcore_gpt: true
+micro_batch_size: 4
+global_batch_size: 8
+tensor_model_parallel_size: 1
+pipeline_model_parallel_size: 1
+virtual_pipeline_model_parallel_size: null
+encoder_seq_length: 32768
+max_position_embeddings: 32768
+num_layers: 40
+hidden_size: 2560
+ffn_hidden_size: 6912
+num_attention_heads: 20
+init_method_std: 0.02
+use_scaled_init_method: true
+hidden_dropout: 0.0
+attention_dropout: 0.0
+ffn_dropout: 0.0
+kv_channels: null
+apply_query_key_layer_scaling: true
+normalization: rmsnorm
+layernorm_epsilon: 1.0e-05
+do_layer_norm_weight_decay: false
+make_vocab_size_divisible_by: 128
+pre_process: true
+post_process: true
+persist_layer_norm: true
+bias: false
+qkv_bias: true
+activation: fast-swiglu
+headscale: false
+transformer_block_type: pre_ln
+openai_gelu: false
+normalize_attention_scores: true
+position_embedding_type: rope
+rotary_percentage: 1.0
+attention_type: multihead
+share_embeddings_and_output_weights: false
+overlap_p2p_comm: false
+batch_p2p_comm: true
+num_query_groups: 20
+override_vocab_size: 151936
+rotary_base: 5000000.0
+tokenizer:
+  library: huggingface
+  type: Qwen/Qwen1.5-4B
+  model: null
+  vocab_file: null
+  merge_file: null
+  delimiter: null
+  sentencepiece_legacy: false
+native_amp_init_scale: 4294967296
+native_amp_growth_interval: 1000
+hysteresis: 2
+fp32_residual_connection: false
+fp16_lm_cross_entropy: false
+megatron_amp_O2: true
+grad_allreduce_chunk_size_mb: 125
+grad_div_ar_fusion: true
+gradient_accumulation_fusion: false
+bias_activation_fusion: true
+bias_dropout_add_fusion: false
+masked_softmax_fusion: true
+get_attention_mask_from_fusion: true
+apply_rope_fusion: true
+seed: 1234
+resume_from_checkpoint: null
+use_cpu_initialization: false
+onnx_safe: false
+apex_transformer_log_level: 30
+gradient_as_bucket_view: true
+sync_batch_comm: false
+activations_checkpoint_granularity: null
+activations_checkpoint_method: null
+activations_checkpoint_num_layers: null
+num_micro_batches_with_partial_activation_checkpoints: null
+activations_checkpoint_layers_per_pipeline: null
+sequence_parallel: false
+transformer_engine: true
+fp8: false
+fp8_e4m3: false
+fp8_hybrid: true
+fp8_margin: 0
+fp8_interval: 1
+fp8_amax_history_len: 1024
+fp8_amax_compute_algo: max
+reduce_amax: true
+use_emha: false
+data:
+  index_mapping_dir: null
+  data_impl: mmap
+  splits_string: 900,50,50
+  seq_length: 32768
+  skip_warmup: true
+  num_workers: 2
+  dataloader_type: single
+  reset_position_ids: false
+  reset_attention_mask: false
+  eod_mask_loss: false
+  validation_drop_last: true
+  no_seqlen_plus_one_input_tokens: false
+  pad_samples_to_global_batch_size: false
+  shuffle_documents: true
+nsys_profile:
+  enabled: false
+  start_step: 10
+  end_step: 10
+  ranks:
+  - 0
+  gen_shape: false
+optim:
+  name: distributed_fused_adam
+  lr: 0.00015
+  weight_decay: 0.1
+  betas:
+  - 0.9
+  - 0.95
+  bucket_cap_mb: 125
+  overlap_grad_sync: true
+  overlap_param_sync: true
+  contiguous_grad_buffer: true
+  sched:
+    name: CosineAnnealing
+    warmup_steps: 2000
+    constant_steps: 11873
+    min_lr: 1.0e-05
+)yaml";
+
+}  // namespace reshard

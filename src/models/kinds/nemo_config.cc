@@ -1,0 +1,307 @@
+#include "models/kinds/nemo_config.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <optional>
+#include <set>
+
+#include "base/error.h"
+#include "base/yaml.h"
+#include "models/families/families.h"
+#include "models/kinds/config_reader.h"
+#include "models/kinds/nemo_base.h"
+
+namespace reshard {
+namespace {
+
+constexpr std::string_view kTarget = "nemo.collections.nlp.models.language_modeling.megatron_gpt_model.MegatronGPTModel";
+constexpr std::string_view kNemoVersion = "2.0.0rc1";
+
+// The only llama3 scaling that NeMo has: constants of its apply_rope_scaling (nemo/collections/common/parts/utils.py).
+const Json& Llama3Scaling() {
+  static const Json kScaling = {{"factor", 8.0},
+                                {"high_freq_factor", 4.0},
+                                {"low_freq_factor", 1.0},
+                                {"original_max_position_embeddings", 8192},
+                                {"rope_type", "llama3"}};
+  return kScaling;
+}
+
+bool IsLlama3Scaling(const Json& scaling) {
+  for (const auto& [key, value] : Llama3Scaling().items())
+    if (!scaling.contains(key) || scaling[key] != value) return false;
+  return scaling.size() == Llama3Scaling().size();
+}
+
+Error Mismatch(const std::string& path, std::string message) {
+  Error error(Code::kMismatch, std::move(message));
+  error.At("reading", path);
+  return error;
+}
+
+// -- reading ----------------------------------------------------------------------------------------------------------
+
+void RequireText(const ConfigReader& reader, std::string_view key, std::string_view otherwise,
+                 std::initializer_list<std::string_view> handled) {
+  std::string value = reader.String(key, std::string(otherwise));
+  if (std::find(handled.begin(), handled.end(), value) == handled.end())
+    throw Error(Code::kUnsupported, fmt::format("{} '{}', expected '{}'", key, value, *handled.begin())).At("reading", reader.path());
+}
+
+void RefuseUnsupported(const ConfigReader& reader) {
+  RequireText(reader, "activation", "gelu", {"fast-swiglu", "swiglu"});
+  RequireText(reader, "normalization", "layernorm", {"rmsnorm"});
+  RequireText(reader, "position_embedding_type", "learned_absolute", {"rope"});
+  auto refuse = [&](const std::string& what) {
+    throw Error(Code::kUnsupported, what).At("reading", reader.path());
+  };
+  if (reader.Bool("layernorm_zero_centered_gamma", false)) refuse("layernorm_zero_centered_gamma true, expected false");
+  if (reader.Number("rotary_percentage", 1.0).get<double>() != 1.0) refuse("rotary_percentage, expected 1.0");
+  if (!reader.At("num_moe_experts").is_null()) refuse("a mixture of experts (num_moe_experts), expected a dense model");
+}
+
+std::set<std::string_view> FlagsOf(const ConfigReader& reader) {
+  std::set<std::string_view> flags;
+  if (reader.Bool("bias", false)) flags = {"qkv_bias", "o_bias", "mlp_bias"};
+  if (reader.Bool("qkv_bias", false)) flags.insert("qkv_bias");
+  if (reader.Bool("qk_layernorm", false)) flags.insert("qk_norm");
+  return flags;
+}
+
+// Whether a config of the family can mean exactly these flags: all that one key switches are set, or none.
+bool CanMean(const Family& family, const std::set<std::string_view>& flags) {
+  size_t found = 0;
+  for (const Flag& flag : family.flags) {
+    bool set = flags.count(flag.flag) > 0;
+    found += set;
+    if (flag.key.empty() && !set) return false;
+    for (const Flag& other : family.flags)
+      if (other.key == flag.key && (flags.count(other.flag) > 0) != set) return false;
+  }
+  return found == flags.size();
+}
+
+bool HasWindow(const Family& family) {
+  return std::any_of(family.defaults.begin(), family.defaults.end(),
+                     [](const ConfigDefault& row) { return row.key == "sliding_window"; });
+}
+
+const Family& FamilyOf(const ConfigReader& reader, const std::set<std::string_view>& flags, bool window, const NemoHints& hints) {
+  if (hints.template_model) {
+    const Family& family = *hints.template_model->family;
+    if (CanMean(family, flags)) return family;
+    throw Mismatch(reader.path(), fmt::format("its biases and norms are not those of {}, which the template is; give the right --hf_model_name", family.name));
+  }
+  for (const Family* family : Families()) {
+    if (!hints.model_type.empty() && family->group != hints.model_type) continue;
+    if (CanMean(*family, flags) && (!window || HasWindow(*family))) return *family;
+  }
+  throw Mismatch(reader.path(), fmt::format("no {} family has its biases, norms and window; give --hf_model_name or another --model_type",
+                                            hints.model_type.empty() ? "known" : hints.model_type));
+}
+
+void ReadSizes(const ConfigReader& reader, Model& model) {
+  Sizes& sizes = model.sizes;
+  sizes['H'] = reader.RequiredSize("hidden_size");
+  sizes['F'] = reader.RequiredSize("ffn_hidden_size");
+  sizes['L'] = reader.RequiredSize("num_layers");
+  sizes['A'] = reader.RequiredSize("num_attention_heads");
+  sizes['G'] = reader.Size("num_query_groups", sizes['A']);
+  sizes['D'] = reader.Size("kv_channels", 0);
+  CompleteSizes(model, "num_attention_heads", "num_query_groups", reader.path());
+}
+
+Json RopeScaling(const ConfigReader& reader) {
+  Json factor = reader.Number("seq_len_interpolation_factor", nullptr);
+  bool llama3 = reader.Bool("scale_positional_embedding", false);
+  const Json& stored = reader.At("rope_scaling");
+  if (int(!factor.is_null()) + int(llama3) + int(!stored.is_null()) > 1)
+    throw Mismatch(reader.path(), "more than one of seq_len_interpolation_factor, scale_positional_embedding and rope_scaling, expected at most one");
+  if (!stored.is_null()) return stored;
+  if (llama3) return Llama3Scaling();
+  return factor.is_null() ? Json(nullptr) : Json{{"factor", factor}, {"rope_type", "linear"}};
+}
+
+Json Window(const ConfigReader& reader) {
+  const Json& window = reader.At("window_size");  // [tokens before, tokens after]
+  if (window.is_null() || (window.is_array() && !window.empty() && window[0].is_null())) return nullptr;
+  if (!window.is_array() || window.empty() || !window[0].is_number_unsigned())
+    throw Error(Code::kCorrupt, fmt::format("'window_size' is {}, expected two numbers", window.dump())).At("reading", reader.path());
+  return window[0];
+}
+
+// The rows of the embedding that are the vocabulary's: what somebody vouches for, else all of them, which is sure only
+// where padding is impossible.
+uint64_t Vocabulary(const ConfigReader& reader, uint64_t stored_rows, const NemoHints& hints, std::string& doubt) {
+  uint64_t rows = reader.Size("override_vocab_size", 0);
+  if (hints.template_model) rows = hints.template_model->sizes['V'];
+  if (hints.vocab_size) rows = *hints.vocab_size;
+  uint64_t multiple = reader.Size("make_vocab_size_divisible_by", 128);
+  if (rows == 0 && multiple > 1)
+    doubt = fmt::format("the embedding has {} rows, of which up to {} may be padding, expected to be told how many are the vocabulary's; "
+                        "give --vocab_size or --hf_model_name",
+                        stored_rows, multiple - 1);
+  if (rows == 0) rows = stored_rows;
+  if (rows > stored_rows)
+    throw Mismatch(reader.path(), fmt::format("the embedding has {} rows, expected at least {} for the vocabulary", stored_rows, rows));
+  return rows;
+}
+
+// A template may know more than a NeMo config, never something else.
+void CheckTemplate(const ConfigReader& reader, const Model& model, const Model& known) {
+  std::vector<std::string> problems;
+  auto compare = [&](const char* name, const Json& ours, const Json& theirs) {
+    if (ours != theirs) problems.push_back(fmt::format("{}: {} in {}, {} in the template", name, ours.dump(), reader.path(), theirs.dump()));
+  };
+  for (auto [name, symbol] : {std::pair{"hidden size", 'H'}, std::pair{"ffn hidden size", 'F'}, std::pair{"layers", 'L'},
+                              std::pair{"attention heads", 'A'}, std::pair{"query groups", 'G'}, std::pair{"head size", 'D'}})
+    compare(name, model.sizes[symbol], known.sizes[symbol]);
+  const HyperParameters &ours = model.hyper, &theirs = known.hyper;
+  compare("rms_norm_eps", ours.rms_norm_eps, theirs.rms_norm_eps);
+  compare("rope_theta", ours.rope_theta, theirs.rope_theta);
+  compare("sliding_window", ours.sliding_window, theirs.sliding_window);
+  // NeMo's own llama3 switch says no more than the type: the template's numbers are the better knowledge.
+  bool both_llama3 = ours.rope_scaling == Llama3Scaling() && theirs.rope_scaling.is_object() && theirs.rope_scaling["rope_type"] == "llama3";
+  if (!both_llama3) compare("rope_scaling", ours.rope_scaling, theirs.rope_scaling);
+  if (problems.empty()) return;
+  Error error(Code::kMismatch, "the template of --hf_model_name is of another model, expected one that agrees:");
+  error.At("reading", reader.path()).Also(std::move(problems));
+  throw error;
+}
+
+// -- writing ----------------------------------------------------------------------------------------------------------
+
+[[noreturn]] void NoPlace(const std::string& what, const std::string& remedy) {
+  throw Error(Code::kUnsupported, fmt::format("a NeMo 1 model has no place for {}; {}", what, remedy));
+}
+
+// One switch, `bias`, is all linear layers' at once; `qkv_bias` is q, k and v's alone.
+void SetBiases(const Model& model, Json& config) {
+  bool qkv = model.Has("qkv_bias"), o = model.Has("o_bias"), mlp = model.Has("mlp_bias");
+  if (o != mlp || (mlp && !qkv))
+    NoPlace(fmt::format("biases on {} only", o ? "attention" : "the MLP"), "its switch `bias` gives all linear layers one; this model stays in the hf kind");
+  config["bias"] = mlp;
+  if (qkv && !o) {
+    config["qkv_bias"] = true;
+  } else {
+    config.erase("qkv_bias");
+  }
+}
+
+void SetRope(const Model& model, bool config_only, Json& config) {
+  const Json& scaling = model.hyper.rope_scaling;
+  config["rotary_base"] = model.hyper.rope_theta;
+  if (!model.hyper.sliding_window.is_null()) config["window_size"] = Json::array({model.hyper.sliding_window, 0});
+  if (scaling.is_null()) return;
+  if (IsLlama3Scaling(scaling)) {
+    config["scale_positional_embedding"] = true;
+  } else if (scaling["rope_type"] == "linear" && scaling.contains("factor")) {
+    config["seq_len_interpolation_factor"] = scaling["factor"];
+  } else if (config_only) {
+    config["rope_scaling"] = scaling;
+  } else {
+    NoPlace(fmt::format("rope scaling {}", scaling.dump()),
+            "--allow_rope=config_only stores it for the way back, and NeMo will ignore it");
+  }
+}
+
+uint64_t VocabularyDivisor(uint64_t vocabulary) {
+  uint64_t divisor = 128;
+  while (vocabulary % divisor != 0) divisor /= 2;
+  return divisor;
+}
+
+void SetTokenizer(NemoBase base, const NemoConfigOptions& options, Json& config) {
+  Json& tokenizer = config["tokenizer"];
+  if (options.tokenizer_artifact.empty()) {
+    tokenizer = Json{{"library", "huggingface"}, {"type", options.tokenizer_name}, {"use_fast", true}};
+    return;
+  }
+  tokenizer["model"] = "nemo:" + options.tokenizer_artifact;
+  if (base == NemoBase::kQwen) tokenizer["type"] = options.tokenizer_name;
+}
+
+Json Precision(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::kF16:
+      return 16;
+    case Dtype::kF32:
+      return 32;
+    default:
+      return "bf16";
+  }
+}
+
+}  // namespace
+
+Model ModelFromNemoConfig(const Json& config, const std::string& path, uint64_t stored_rows, const NemoHints& hints,
+                          std::string& doubt) {
+  ConfigReader reader(config, path);
+  RefuseUnsupported(reader);
+  Model model;
+  ReadSizes(reader, model);
+  HyperParameters& hyper = model.hyper;
+  hyper.rms_norm_eps = reader.Number("layernorm_epsilon", 1e-5);
+  hyper.initializer_range = reader.Number("init_method_std", 0.02);
+  hyper.max_position_embeddings = reader.Size("max_position_embeddings", reader.Size("encoder_seq_length", 2048));
+  hyper.rope_theta = reader.Number("rotary_base", 10000.0);
+  hyper.rope_scaling = RopeScaling(reader);
+  hyper.sliding_window = Window(reader);
+  hyper.hidden_act = "silu";
+  std::set<std::string_view> flags = FlagsOf(reader);
+  model.family = &FamilyOf(reader, flags, !hyper.sliding_window.is_null(), hints);
+  for (const Flag& flag : model.family->flags)
+    if (flags.count(flag.flag)) model.flags.push_back(flag.flag);
+  model.tied = reader.Bool("share_embeddings_and_output_weights", false);
+  model.layers = LayerPlan(*model.family, model.sizes['L'], config);
+  model.sizes['V'] = Vocabulary(reader, stored_rows, hints, doubt);
+  if (hints.template_model) {
+    CheckTemplate(reader, model, *hints.template_model);
+    model.tied = model.tied || hints.template_model->tied;
+    hyper.rope_scaling = hints.template_model->hyper.rope_scaling;
+  }
+  return model;
+}
+
+std::string NemoConfigText(const Model& model, const NemoConfigOptions& options) {
+  NemoBase base = model.family->nemo_base;
+  Json config = YamlValue(ParseYaml(base == NemoBase::kQwen ? kNemoBaseQwen : kNemoBaseLlama, "the base of model_config.yaml"));
+  const Sizes& sizes = model.sizes;
+  const HyperParameters& hyper = model.hyper;
+  if (!hyper.layered_window.empty()) NoPlace(hyper.layered_window, "this model stays in the hf kind");
+  for (const char* key : {"encoder_seq_length", "max_position_embeddings"}) config[key] = hyper.max_position_embeddings;
+  config["data"]["seq_length"] = hyper.max_position_embeddings;
+  config["num_layers"] = sizes['L'];
+  config["hidden_size"] = sizes['H'];
+  config["ffn_hidden_size"] = sizes['F'];
+  config["num_attention_heads"] = sizes['A'];
+  config["num_query_groups"] = sizes['G'];
+  config["kv_channels"] = sizes['A'] * sizes['D'] == sizes['H'] ? Json(nullptr) : Json(sizes['D']);
+  config["init_method_std"] = hyper.initializer_range;
+  config["layernorm_epsilon"] = hyper.rms_norm_eps;
+  config["make_vocab_size_divisible_by"] = VocabularyDivisor(sizes['V']);
+  config["share_embeddings_and_output_weights"] = model.tied;
+  if (base == NemoBase::kQwen) config["override_vocab_size"] = sizes['V'];
+  SetBiases(model, config);
+  SetTokenizer(base, options, config);
+  SetRope(model, options.rope_config_only, config);
+  if (model.Has("qk_norm")) config["qk_layernorm"] = true;
+  config["dist_ckpt_format"] = "zarr";
+  config["precision"] = Precision(options.dtype);
+  config["target"] = kTarget;
+  config["nemo_version"] = kNemoVersion;
+  return EmitYaml(config);
+}
+
+std::string WithNemoPrecision(const std::string& text, Dtype dtype, const std::string& path) {
+  std::string key = "precision:";
+  size_t at = text.rfind(key, 0) == 0 ? 0 : text.find("\n" + key);
+  if (at == std::string::npos)
+    throw Error(Code::kUnsupported, "there is no top-level 'precision', expected one to set to the new dtype").At("reading", path);
+  size_t begin = text.find(':', at) + 1, end = std::min(text.find('\n', begin), text.size());
+  Json precision = Precision(dtype);
+  return text.substr(0, begin) + " " + (precision.is_string() ? precision.get<std::string>() : precision.dump()) + text.substr(end);
+}
+
+}  // namespace reshard

@@ -1,0 +1,39 @@
+// model_config.yaml of NeMo 1: what it means, and the one that the HuggingFace converters of NeMo-Skills write.
+#pragma once
+
+#include <string>
+
+#include "base/json.h"
+#include "models/model.h"
+
+namespace reshard {
+
+// What a NeMo config leaves open, from a user or a template.
+struct NemoHints {
+  std::string model_type;            // a group of families; empty: any
+  const Model* template_model = nullptr;
+  std::optional<uint64_t> vocab_size;
+};
+
+// The model of a config, `stored_rows` being the rows of its embedding array. Errors: kUnsupported (an activation, norm or
+// position embedding that is not handled, experts), kMismatch (no family has these biases and norms; a template of other
+// sizes), kCorrupt (a key of a wrong type). Where the vocabulary may be padded and nobody vouches for its size, all rows
+// are taken for it and `doubt` says so.
+Model ModelFromNemoConfig(const Json& config, const std::string& path, uint64_t stored_rows, const NemoHints& hints,
+                          std::string& doubt);
+
+struct NemoConfigOptions {
+  Dtype dtype = Dtype::kBF16;
+  std::string tokenizer_name;      // of the hub, or a folder
+  std::string tokenizer_artifact;  // a file's name in the checkpoint, with the hash before it; empty: none
+  bool rope_config_only = false;   // store rope settings that no NeMo model reads
+};
+
+// The text of model_config.yaml. Errors: kUnsupported for what a NeMo 1 model has no place for, named: rope settings,
+// attention biases without MLP biases, windows that differ from layer to layer.
+std::string NemoConfigText(const Model& model, const NemoConfigOptions& options);
+
+// A copy of the text of a model_config.yaml with another precision.
+std::string WithNemoPrecision(const std::string& text, Dtype dtype, const std::string& path);
+
+}  // namespace reshard

@@ -1,0 +1,372 @@
+#include "models/storage.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "base/bytes.h"
+#include "base/error.h"
+
+namespace reshard {
+namespace {
+
+constexpr std::string_view kLayerMark = "{L}", kExpertMark = "{E}";
+
+// -- unpacking a tree -------------------------------------------------------------------------------------------------
+
+struct Packed {
+  Dims shape;
+  size_t lead = 0;
+  std::vector<View> views;
+};
+
+// One walk over the prefix order of a layout's tree, for one layer and one expert.
+class Unpacker {
+ public:
+  Unpacker(const Model& model, const std::vector<ModelRow>& rows, const Rank& rank, const Tree& tree)
+      : model_(model), rows_(rows), rank_(rank), tree_(tree) {}
+
+  Packed Unpack(int32_t layer, int32_t expert) {
+    next_ = 0;
+    return Walk(layer, expert);
+  }
+
+ private:
+  Packed Walk(int32_t layer, int32_t expert) {
+    const Node& node = tree_.nodes[next_++];
+    switch (node.type) {
+      case Node::Type::kPart:
+        return Share(node.role, layer, expert);
+      case Node::Type::kInterleave:
+        return Interleaved(node, layer, expert);
+      case Node::Type::kStack:
+        return Stacked(node, layer, expert);
+    }
+    throw Error(Code::kInternal, "a tree node without a case");
+  }
+
+  // The rank's share of a part: what it stores, and the box of the part that this is.
+  Packed Share(std::string_view role, int32_t layer, int32_t expert) {
+    auto row = std::find_if(rows_.begin(), rows_.end(), [&](const ModelRow& r) { return r.row->role == role; });
+    Packed packed{row->shape, 0, {}};
+    if (row->row->split.unit == 'V') packed.shape[row->row->split.axis] = rank_.vocab_rows;
+    View view;
+    view.part.row = static_cast<uint32_t>(row - rows_.begin());
+    view.part.layer = row->row->scope == Scope::kGlobal ? -1 : layer;
+    view.part.expert = row->row->scope == Scope::kExpert ? expert : -1;
+    view.origin = Dims::Filled(packed.shape.size(), 0);
+    view.box = *Intersect(WholeBox(row->shape), WholeBox(packed.shape));
+    for (size_t axis = 0; axis < packed.shape.size(); ++axis) view.axes[axis] = {view.box.shape[axis], 0};
+    packed.views = {view};
+    return packed;
+  }
+
+  Packed Interleaved(const Node& node, int32_t layer, int32_t expert) {
+    uint64_t n = node.count < ' ' ? static_cast<uint64_t>(node.count) : model_.sizes[node.count];
+    std::vector<Packed> members;
+    uint64_t step = 0;  // rows of one round of all members
+    for (int i = 0; i < node.members; ++i) {
+      members.push_back(Walk(layer, expert));
+      step += members.back().shape[members.back().lead + node.axis] / n;
+    }
+    Packed packed{members[0].shape, members[0].lead, {}};
+    packed.shape[packed.lead + node.axis] = step * n;
+    uint64_t offset = 0;
+    for (const Packed& member : members) {
+      uint64_t block = member.shape[member.lead + node.axis] / n;
+      for (const View& view : member.views) AddInterleaved(view, node.axis, {block, step}, offset, packed.views);
+      offset += block;
+    }
+    return packed;
+  }
+
+  // `view` of a member whose rows go, `axis.block` at a time, to every `axis.step`-th row from `offset` on.
+  static void AddInterleaved(View view, size_t axis, View::Axis round, uint64_t offset, std::vector<View>& out) {
+    uint64_t& origin = view.origin[view.lead() + axis];
+    uint64_t within = origin % round.block;
+    bool in_one_block = within + view.box.shape[axis] <= round.block;
+    if (!in_one_block && (view.axes[axis].block < view.box.shape[axis] || within != 0))
+      throw Error(Code::kInternal, "an interleave within an interleave along the same axis");
+    origin = origin / round.block * round.step + within + offset;
+    if (!in_one_block) view.axes[axis] = round;
+    out.push_back(view);
+  }
+
+  Packed Stacked(const Node& node, int32_t layer, int32_t expert) {
+    Range range = node.index == 'L' ? rank_.layers : rank_.experts;
+    size_t member = next_;
+    Packed packed;
+    for (uint64_t i = range.begin; i < range.end; ++i) {
+      next_ = member;
+      int32_t index = static_cast<int32_t>(i);
+      Packed one = node.index == 'L' ? Walk(index, expert) : Walk(layer, index);
+      if (i == range.begin) packed.shape = Prepend(range.size(), one.shape);
+      packed.lead = one.lead + 1;
+      for (View& view : one.views) {
+        view.origin = Prepend(i - range.begin, view.origin);
+        packed.views.push_back(view);
+      }
+    }
+    return packed;
+  }
+
+  static Dims Prepend(uint64_t value, const Dims& dims) {
+    Dims longer{value};
+    for (uint64_t extent : dims) longer.push_back(extent);
+    return longer;
+  }
+
+  const Model& model_;
+  const std::vector<ModelRow>& rows_;
+  const Rank& rank_;
+  const Tree& tree_;
+  size_t next_ = 0;
+};
+
+// -- which layouts exist where ----------------------------------------------------------------------------------------
+
+std::string Replace(std::string text, std::string_view mark, const std::string& by) {
+  size_t at = text.find(mark);
+  return at == std::string::npos ? text : text.replace(at, mark.size(), by);
+}
+
+bool IsLayered(const Layout& layout) { return layout.name.find(kLayerMark) != std::string_view::npos; }
+
+// All specs of a model's layouts on a rank; what TensorsOf promises.
+class Specs {
+ public:
+  Specs(const Model& model, const Rank& rank) : model_(model), rank_(rank), rows_(RowsOf(model)) {}
+
+  std::vector<TensorSpec> All(const std::vector<const Layout*>& layouts) {
+    auto first_layered = std::find_if(layouts.begin(), layouts.end(), [](auto* layout) { return IsLayered(*layout); });
+    for (auto it = layouts.begin(); it != first_layered; ++it) AddGlobal(**it);
+    if (rank_.stacks_layers) {
+      for (auto* layout : layouts)
+        if (IsLayered(*layout)) AddStacked(*layout);
+    } else {
+      for (uint64_t layer = rank_.layers.begin; layer < rank_.layers.end; ++layer)
+        for (auto* layout : layouts)
+          if (IsLayered(*layout)) AddOfLayer(*layout, layer);
+    }
+    for (auto it = first_layered; it != layouts.end(); ++it)
+      if (!IsLayered(**it)) AddGlobal(**it);
+    return std::move(specs_);
+  }
+
+ private:
+  // Whether the rank has all parts of the layout; for layered ones, in layer `layer`.
+  bool Exists(const Layout& layout, uint64_t layer) const {
+    for (size_t i = 0; i < layout.tree.size; ++i) {
+      const Node& node = layout.tree.nodes[i];
+      if (node.type != Node::Type::kPart) continue;
+      auto row = std::find_if(rows_.begin(), rows_.end(), [&](const ModelRow& r) { return r.row->role == node.role; });
+      if (row == rows_.end() || (node.role == "head" && !rank_.stores_head)) return false;
+      if (row->row->scope != Scope::kGlobal && !(row->row->on & static_cast<LayerKinds>(model_.layers[layer])))
+        return false;
+    }
+    return true;
+  }
+
+  void AddGlobal(const Layout& layout) {
+    if (Exists(layout, 0)) Add(layout, layout.tree, std::string(layout.name), -1, -1);
+  }
+
+  void AddOfLayer(const Layout& layout, uint64_t layer) {
+    if (!Exists(layout, layer)) return;
+    std::string name = Replace(std::string(layout.name), kLayerMark, std::to_string(layer - rank_.layers.begin));
+    bool per_expert = name.find(kExpertMark) != std::string::npos;
+    Range experts = per_expert ? rank_.experts : Range{0, 1};
+    for (uint64_t expert = experts.begin; expert < experts.end; ++expert)
+      Add(layout, layout.tree, Replace(name, kExpertMark, std::to_string(expert - experts.begin)),
+          static_cast<int32_t>(layer), per_expert ? static_cast<int32_t>(expert) : -1);
+  }
+
+  void AddStacked(const Layout& layout) {
+    uint64_t count = 0;
+    for (uint64_t layer = rank_.layers.begin; layer < rank_.layers.end; ++layer) count += Exists(layout, layer);
+    if (count == 0) return;
+    if (count != rank_.layers.size())
+      throw Error(Code::kUnsupported, fmt::format("'{}' exists on {} of {} layers, and stacked tensors hold all layers",
+                                                  layout.name, count, rank_.layers.size()));
+    Add(layout, Stack('L', layout.tree), Replace(std::string(layout.name), "{L}.", ""), -1, -1);
+  }
+
+  void Add(const Layout& layout, const Tree& tree, std::string name, int32_t layer, int32_t expert) {
+    Packed packed = Unpacker(model_, rows_, rank_, tree).Unpack(layer, expert);
+    specs_.push_back({std::move(name), &layout, packed.shape, packed.lead, std::move(packed.views)});
+  }
+
+  const Model& model_;
+  const Rank& rank_;
+  std::vector<ModelRow> rows_;
+  std::vector<TensorSpec> specs_;
+};
+
+std::vector<const Layout*> Pointers(std::span<const Layout> layouts) {
+  std::vector<const Layout*> pointers;
+  for (const Layout& layout : layouts) pointers.push_back(&layout);
+  return pointers;
+}
+
+// -- views and chunks -------------------------------------------------------------------------------------------------
+
+// What a view's axis and a chunk's axis have in common, in up to three runs: blocks that the chunk holds whole, and those
+// that its borders cut.
+struct Segment {
+  uint64_t begin, size;  // of the view's axis
+  Axis axis;             // within the chunk
+  uint64_t start;        // elements from the chunk's first to the segment's first
+};
+
+struct AxisMeeting {
+  uint64_t length, origin;  // of the view: its extent, the tensor coordinate of its first index
+  View::Axis axis;
+  uint64_t low, high, stride;  // of the chunk: coordinates that it holds, elements from one to the next
+};
+
+std::vector<Segment> Meet(const AxisMeeting& m) {
+  std::vector<Segment> segments;
+  auto add = [&](uint64_t begin, uint64_t size, uint64_t coordinate) {
+    uint64_t block = std::min(m.axis.block, size);
+    segments.push_back({begin, size, {block, m.stride, m.axis.step * m.stride}, (coordinate - m.low) * m.stride});
+  };
+  uint64_t blocks = CeilDiv(m.length, m.axis.block);
+  for (uint64_t i = 0; i < blocks; ++i) {
+    uint64_t first = m.origin + i * m.axis.step;
+    uint64_t rows = std::min(m.axis.block, m.length - i * m.axis.block);
+    uint64_t low = std::max(first, m.low), high = std::min(first + rows, m.high);
+    if (low >= high) continue;
+    uint64_t begin = i * m.axis.block + (low - first);
+    bool whole = low == first && high == first + m.axis.block;
+    Segment* last = segments.empty() ? nullptr : &segments.back();
+    // A whole block behind whole blocks makes their run longer.
+    if (whole && last && last->begin + last->size == begin && last->size % m.axis.block == 0 &&
+        last->begin % m.axis.block == 0) {
+      last->size += m.axis.block;
+    } else {
+      add(begin, high - low, low);
+    }
+  }
+  return segments;
+}
+
+void AddPieces(const StoredTensor& tensor, const View& view, const Chunk& chunk,
+               const std::function<void(const Piece&)>& add) {
+  Piece piece;
+  piece.file = chunk.file;
+  piece.dtype = tensor.dtype;
+  uint64_t lead_start = 0;
+  for (size_t axis = 0; axis < view.lead(); ++axis) {
+    uint64_t at = view.origin[axis];
+    if (at < chunk.box.origin[axis] || at >= chunk.box.end(axis)) return;
+    lead_start += (at - chunk.box.origin[axis]) * chunk.strides[axis];
+  }
+  // The product of the axes' segments, axis by axis.
+  std::function<void(size_t, uint64_t)> walk = [&](size_t axis, uint64_t start) {
+    if (axis == view.box.shape.size()) {
+      piece.offset = chunk.offset + start * ItemSize(tensor.dtype);
+      add(piece);
+      return;
+    }
+    size_t stored = view.lead() + axis;
+    for (const Segment& segment :
+         Meet({view.box.shape[axis], view.origin[stored], view.axes[axis], chunk.box.origin[stored],
+               chunk.box.end(stored), chunk.strides[stored]})) {
+      piece.box.origin[axis] = view.box.origin[axis] + segment.begin;
+      piece.box.shape[axis] = segment.size;
+      piece.axes[axis] = segment.axis;
+      walk(axis + 1, start + segment.start);
+    }
+  };
+  piece.box = view.box;
+  walk(0, lead_start);
+}
+
+// Calls `visit` with each chunk that may meet `box` of the tensor: by grid cell where there is a grid.
+void ForEachChunk(const StoredTensor& tensor, const Box& box, const std::function<void(const Chunk&)>& visit) {
+  if (tensor.grid.empty()) {
+    for (const Chunk& chunk : tensor.chunks)
+      if (Intersect(chunk.box, box)) visit(chunk);
+    return;
+  }
+  std::function<void(size_t, uint64_t)> walk = [&](size_t axis, uint64_t cell) {
+    if (axis == tensor.grid.size()) return visit(tensor.chunks[cell]);
+    uint64_t cells = CeilDiv(tensor.shape[axis], tensor.grid[axis]);
+    for (uint64_t i = box.origin[axis] / tensor.grid[axis]; i * tensor.grid[axis] < box.end(axis); ++i)
+      walk(axis + 1, cell * cells + i);
+  };
+  walk(0, 0);
+}
+
+// The smallest box of the stored tensor that holds the view.
+Box BoundsOf(const View& view) {
+  Box bounds{view.origin, Dims::Filled(view.origin.size(), 1)};
+  for (size_t axis = 0; axis < view.box.shape.size(); ++axis) {
+    uint64_t last = view.box.shape[axis] - 1;
+    const View::Axis& a = view.axes[axis];
+    bounds.shape[view.lead() + axis] = last / a.block * a.step + (a.block > last ? last : a.block - 1) + 1;
+  }
+  return bounds;
+}
+
+}  // namespace
+
+std::vector<TensorSpec> TensorsOf(const Model& model, const Rank& rank, const std::vector<const Layout*>& layouts) {
+  return Specs(model, rank).All(layouts);
+}
+
+std::vector<const Layout*> ChooseLayouts(const Model& model, const Rank& rank, Layouts Block::*layouts,
+                                         std::string_view kind,
+                                         const std::function<bool(const std::string&)>& present) {
+  std::vector<const Layout*> chosen;
+  for (const Block* block : model.family->blocks) {
+    const Layouts& known = block->*layouts;
+    if (!known.known)
+      throw Error(Code::kUnsupported, fmt::format("a {} checkpoint has no place for a part of {}", kind, model.family->name));
+    std::vector<const Layout*> best = Pointers(known.forms[0]);
+    for (std::span<const Layout> form : known.forms) {
+      std::vector<const Layout*> candidate = Pointers(form);
+      std::vector<TensorSpec> specs = TensorsOf(model, rank, candidate);
+      bool complete = std::all_of(specs.begin(), specs.end(), [&](const TensorSpec& spec) { return present(spec.name); });
+      if (form.empty() || !complete) continue;
+      best = candidate;
+      break;
+    }
+    chosen.insert(chosen.end(), best.begin(), best.end());
+  }
+  return chosen;
+}
+
+void ForEachPiece(const StoredTensor& tensor, const View& view, const std::function<void(const Piece&)>& add) {
+  ForEachChunk(tensor, BoundsOf(view), [&](const Chunk& chunk) { AddPieces(tensor, view, chunk, add); });
+}
+
+std::vector<Piece> PaddingPieces(const StoredTensor& tensor, const TensorSpec& spec) {
+  std::vector<Box> holes = {WholeBox(spec.shape)};
+  for (const View& view : spec.views) {
+    Box bounds = BoundsOf(view);
+    if (ElementCount(bounds.shape) != ElementCount(view.box.shape)) return {};  // interleaved parts leave no padding
+    std::vector<Box> rest;
+    for (const Box& hole : holes)
+      for (const Box& box : Subtract(hole, bounds)) rest.push_back(box);
+    holes = std::move(rest);
+  }
+  std::vector<Piece> pieces;
+  for (const Box& hole : holes) {
+    View view;
+    view.box = WholeBox(hole.shape);
+    view.origin = hole.origin;
+    for (size_t axis = 0; axis < hole.shape.size(); ++axis) view.axes[axis] = {hole.shape[axis], 0};
+    ForEachPiece(tensor, view, [&](const Piece& piece) { pieces.push_back(piece); });
+  }
+  return pieces;
+}
+
+std::string PartName(const std::vector<ModelRow>& rows, const PartKey& key) {
+  std::string name(rows[key.row].row->role);
+  if (key.layer >= 0) name += fmt::format(", layer {}", key.layer);
+  if (key.expert >= 0) name += fmt::format(", expert {}", key.expert);
+  return name;
+}
+
+}  // namespace reshard

@@ -1,0 +1,15 @@
+import pytest
+
+import tiny_model
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A tiny Llama as a HuggingFace folder, BF16."""
+    return tiny_model.write_hf(tmp_path / "in")
+
+
+@pytest.fixture
+def nemo(tmp_path):
+    """The same as a NeMo folder."""
+    return tiny_model.write_nemo(tmp_path / "nemo")

@@ -1,0 +1,209 @@
+"""The commands that only look: help, version, families, formats, inspect, plan, verify."""
+import json
+import os
+import re
+
+import numpy as np
+import pytest
+
+import tiny_model
+from black_box import TO_HF, TO_NEMO, assert_refused, convert, run
+from program import files
+
+COMMANDS = ("convert", "plan", "inspect", "verify", "families", "formats")
+
+
+def parsed(*arguments, code=0):
+    result = run(*arguments, "--json")
+    assert result.code == code, result
+    return json.loads(result.out)
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help(command):
+    result = run(*command.split(), "--help")
+    assert result.code == 0, result
+    assert not result.err, result
+    assert max(map(len, result.out.splitlines())) <= 100, result
+    assert re.search(r"exit", result.out, re.IGNORECASE), result
+    if not command:
+        assert all(re.search(rf"^ *{name}\b", result.out, re.MULTILINE) for name in COMMANDS), result
+
+
+def test_help_of_convert_names_every_option():
+    text = run("convert", "--help").out.replace("-", "_")
+    options = """input_model output_model convert_from convert_to model_type hf_model_name dtype override max_shard_size
+        max_memory workers dry_run verify json log_format quiet num_gpus num_nodes vocab_size untie_embeddings
+        allow_rope allow_overflow""".split()
+    assert [option for option in options if f"__{option}" not in text] == []
+
+
+def test_version():
+    result = run("--version")
+    assert result.code == 0 and re.match(r"reshard \d+\.\d+\.\d+", result.out), result
+
+
+def test_no_command_shows_the_help():
+    result = run()
+    assert result.code in (0, 2), result
+    assert "convert" in result.out + result.err
+
+
+def test_families():
+    text = json.dumps(parsed("families"))
+    assert run("families").code == 0
+    for name in ("llama", "qwen2", "qwen3"):
+        assert name in text
+    for architecture in ("Llama", "Mistral", "Qwen2", "Qwen3"):
+        assert architecture + "ForCausalLM" in text
+
+
+def test_formats():
+    text = json.dumps(parsed("formats")) + run("formats").out
+    assert "safetensors" in text and "zarr" in text
+
+
+# ---------------------------------------------------------------- inspect
+
+@pytest.mark.parametrize("kind, format_name", [("hf", "safetensors"), ("nemo", "zarr")])
+def test_inspect(source, nemo, kind, format_name):
+    folder = {"hf": source, "nemo": nemo}[kind]
+    found = parsed("inspect", folder)
+    assert found["kind"] == kind
+    assert format_name in found["format"]
+    if kind == "hf":
+        assert found["family"] == "llama"
+    named = tiny_model.tensors()
+    assert found["parameters"] == sum(int(np.prod(tensor.shape)) for tensor in named.values())
+    assert found["bytes"] >= sum(len(tensor.data) for tensor in named.values())
+    if kind == "nemo":
+        named = {key: tiny_model.Tensor(dtype, values.shape, b"")
+                 for key, (dtype, values, _) in tiny_model.nemo_arrays(tiny_model.CONFIG, named).items()}
+    assert found["dtypes"] == {"BF16": len(named)}
+    assert {entry["name"]: (entry["dtype"], tuple(entry["shape"])) for entry in found["tensors"]} == {
+        name: ("BF16", tensor.shape) for name, tensor in named.items()}
+    assert found["hyperparameters"]
+
+
+def test_inspect_of_shards(tmp_path):
+    folder = tiny_model.write_hf(tmp_path / "in", shards=3)
+    assert {entry["path"]: entry["size"] for entry in parsed("inspect", folder)["shards"]} == {
+        path.name: path.stat().st_size for path in folder.glob("*.safetensors")}
+
+
+def test_inspect_as_text(source):
+    result = run("inspect", source)
+    assert result.code == 0, result
+    for word in ("hf", "safetensors", "llama", "BF16"):
+        assert word in result.out
+    assert "\x1b" not in result.out, "colours without a terminal"
+
+
+# ---------------------------------------------------------------- plan
+
+def test_plan_is_deterministic(source, tmp_path):
+    texts = {run("plan", source, tmp_path / "out", *TO_NEMO, *workers).out for workers in ((), ())}
+    assert len(texts) == 1 and texts != {""}
+
+
+def test_plan_id_depends_on_the_conversion_alone(source, tmp_path):
+    def plan_id(*arguments):
+        return parsed("plan", source, tmp_path / "out", *TO_NEMO, *arguments)["plan_id"]
+    assert plan_id("--workers=1") == plan_id("--workers=5") == plan_id("--max_memory=64MiB") == plan_id()
+    assert plan_id("--dtype=fp32") != plan_id()
+
+
+@pytest.mark.parametrize("base", ["hf", "nemo"])
+def test_plan_tells_what_convert_does(source, nemo, tmp_path, base):
+    """Every file, its exact size, before the first byte is written."""
+    folder, arguments = {"hf": (source, TO_NEMO), "nemo": (nemo, (*TO_HF, "--max_shard_size=1KB"))}[base]
+    planned = parsed("plan", folder, tmp_path / "out", *arguments)
+    assert not (tmp_path / "out").exists()
+    convert(folder, tmp_path / "out", *arguments)
+    assert {entry["path"]: entry["size"] for entry in planned["files"]} == {
+        name: path.stat().st_size for name, path in files(tmp_path / "out").items()}
+    assert planned["bytes_written"] >= sum(len(tensor.data) for tensor in tiny_model.tensors().values())
+    assert planned["ops"] > 0 and planned["bytes_read"] > 0 and planned["peak_memory"] > 0
+
+
+def test_dry_run_is_plan(source, tmp_path):
+    result = run("convert", source, tmp_path / "out", *TO_NEMO, "--dry_run")
+    assert result.code == 0, result
+    assert result.out == run("plan", source, tmp_path / "out", *TO_NEMO).out
+    assert not (tmp_path / "out").exists()
+
+
+def test_plan_names_what_is_copied_and_what_is_left(source, tmp_path):
+    (source / "tokenizer.json").write_text("{}")
+    (source / "optimizer.pt").write_bytes(b"x")
+    planned = parsed("plan", source, tmp_path / "out", "--to=hf")
+    assert "tokenizer.json" in planned["copied"] and "optimizer.pt" in planned["left"]
+    text = run("plan", source, tmp_path / "out", "--to=hf").out
+    assert "tokenizer.json" in text and "optimizer.pt" in text
+
+
+# ---------------------------------------------------------------- verify
+
+def flip_a_bit(folder, name):
+    """Flips the lowest bit of the third element of one tensor."""
+    named = tiny_model.read_safetensors(folder / "model.safetensors")
+    data = bytearray(named[name].data)
+    data[4] ^= 1
+    named[name] = named[name]._replace(data=bytes(data))
+    tiny_model.write_safetensors(folder / "model.safetensors", named)
+
+
+def test_verify_equal_across_kinds(source, nemo):
+    found = parsed("verify", source, nemo)
+    assert found["equal"] is True and not found["missing"] and not found["extra"]
+    assert run("verify", nemo, source).code == 0
+
+
+def test_verify_names_the_tensor_and_the_place(source, tmp_path):
+    other = tiny_model.write_hf(tmp_path / "other")
+    name = "model.layers.1.mlp.up_proj.weight"
+    flip_a_bit(other, name)
+    found = parsed("verify", source, other, code=1)
+    different = [entry for entry in found["tensors"] if entry["verdict"] != "equal"]
+    assert found["equal"] is False
+    assert [(entry["name"], entry["verdict"], entry["differing"]) for entry in different] == [(name, "differs", 1)]
+    assert different[0]["worst"]["ulps"] == 1
+    text = run("verify", source, other)
+    assert text.code == 1 and name in text.out
+
+
+def test_verify_compares_after_rounding(tmp_path):
+    """A NeMo folder in bf16 is the rounded fp32 one, and no more than that."""
+    source = tiny_model.write_hf(tmp_path / "in", named=tiny_model.tensors(dtype="F32"))
+    convert(source, tmp_path / "out", *TO_NEMO, "--dtype=bf16")
+    found = parsed("verify", source, tmp_path / "out")
+    assert found["equal"] is True
+    assert "equal_rounded" in {entry["verdict"] for entry in found["tensors"]}
+
+
+def test_verify_of_different_hyperparameters(source, tmp_path):
+    other = tiny_model.write_hf(tmp_path / "other", tiny_model.config(rope_theta=500000.0))
+    found = parsed("verify", source, other, code=1)
+    assert any("rope" in entry["key"] or "rotary" in entry["key"] for entry in found["hyperparameters"])
+
+
+def test_verify_against_the_receipt(source, tmp_path):
+    convert(source, tmp_path / "out", "--to=hf")
+    assert run("verify", tmp_path / "out").code == 0
+    path = tmp_path / "out" / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    result = run("verify", tmp_path / "out")
+    assert result.code == 1 and "model.safetensors" in result.out + result.err, result
+
+
+def test_verify_against_a_receipt_with_a_file_missing(source, tmp_path):
+    convert(source, tmp_path / "out", "--to=hf")
+    os.unlink(tmp_path / "out" / "config.json")
+    result = run("verify", tmp_path / "out")
+    assert result.code in (1, 3) and "config.json" in result.out + result.err, result
+
+
+def test_verify_without_a_receipt(source):
+    assert_refused(run("verify", source), (3,), r"receipt|\.reshard\.json")

@@ -1,0 +1,129 @@
+"""How options are spelled, and what the program says to words that it does not know."""
+import json
+import re
+
+import pytest
+
+import tiny_model
+from black_box import TO_HF, TO_NEMO, assert_refused, assert_unpublished, convert, run
+from program import BINARY, hashes
+
+
+def plan(*arguments, **options):
+    result = run("plan", *arguments, "--json", **options)
+    assert result.code == 0, result
+    return json.loads(result.out)
+
+
+@pytest.mark.parametrize("spelling", [
+    ("{in}", "{out}", "--to=nemo"),
+    ("{in}", "{out}", "--to", "nemo"),
+    ("--to=nemo", "{in}", "{out}"),
+    ("--input_model={in}", "--output_model={out}", "--convert_from=hf", "--convert_to=nemo"),
+    ("--input-model={in}", "--output-model={out}", "--convert-from=hf", "--convert-to=nemo"),
+    ("--input_model", "{in}", "--output-model", "{out}", "--convert_to", "nemo"),
+    ("--in-path", "{in}", "--out-path={out}", "--to=nemo"),
+    ("--in_path={in}", "--out_path", "{out}", "--to=nemo"),
+    ("{in}", "{out}", "--to=hf", "--to=nemo"),
+    ("{in}", "{out}", "--convert_to=hf", "--convert-to", "nemo"),
+    ("{in}", "{out}", "--to=nemo", "--dtype=fp32", "--dtype=bf16"),
+    ("{in}", "{out}", "--to=nemo", "--dtype=fp32", "--precision", "bf16"),
+    ("{in}", "{out}", "--to=nemo", "--workers=3", "--max-memory=128MiB"),
+], ids=" ".join)
+def test_spellings_of_one_command(source, tmp_path, spelling):
+    """'-' and '_' are equal in names, '=' and a blank before a value, the last of two wins; all mean the same plan."""
+    words = [word.replace("{in}", str(source)).replace("{out}", str(tmp_path / "out")) for word in spelling]
+    expected = plan(source, tmp_path / "out", *TO_NEMO)
+    assert plan(*words, "--hf-model-name=example/model")["plan_id"] == expected["plan_id"]
+
+
+@pytest.mark.parametrize("value, dtype", [("bf16", "BF16"), ("bf16-mixed", "BF16"), ("16", "F16"), ("16-mixed", "F16"),
+                                          ("32", "F32"), ("fp32", "F32")])
+def test_precision_of_the_scripts(source, tmp_path, value, dtype):
+    convert(source, tmp_path / "out", "--to=hf", "--precision", value)
+    assert {tensor.dtype for tensor in tiny_model.read_hf(tmp_path / "out").values()} == {dtype}
+
+
+@pytest.mark.parametrize("word, meant", [("--overide", "--override"), ("--max_shard_sizes=1GB", "--max_shard_size"),
+                                         ("--dtyp=bf16", "--dtype"), ("--ouput_model=x", "--output_model")])
+def test_unknown_option_is_refused_with_the_one_that_was_meant(source, tmp_path, word, meant):
+    result = run("convert", source, tmp_path / "out", *TO_NEMO, word)
+    assert_refused(result, (2,), word.split("=")[0].replace("_", "[-_]"), r"did you mean", meant.replace("_", "[-_]"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_unknown_option_like_no_other(source, tmp_path):
+    assert_refused(run("convert", source, tmp_path / "out", *TO_NEMO, "--zzzzzzzzzz"), (2,), r"--zzzzzzzzzz")
+
+
+def test_unknown_command():
+    assert_refused(run("convrt"), (2,), r"convrt", r"did you mean", r"convert")
+
+
+@pytest.mark.parametrize("words, said", [
+    (("--dtype=int8",), r"int8.*|bf16"),
+    (("--to=gguf",), r"gguf"),
+    (("--model_type=gpt2",), r"gpt2"),
+    (("--workers=many",), r"many"),
+    (("--workers=0",), r"workers"),
+    (("--workers=-1",), r"workers|-1"),
+    (("--max_memory=lots",), r"lots"),
+    (("--max_shard_size=5GiBs",), r"5GiBs"),
+    (("--max_shard_size=0GB",), r"max_shard_size"),
+    (("--vocab_size=-3",), r"vocab_size|-3"),
+    (("--log_format=xml",), r"xml"),
+    (("--allow_rope=yes",), r"yes|allow_rope"),
+    (("--dtype",), r"dtype"),
+    (("third",), r"third"),
+])
+def test_value_that_makes_no_sense(source, tmp_path, words, said):
+    result = run("convert", source, tmp_path / "out", "--to=nemo", *words)
+    assert_refused(result, (2,), said)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("words", [(), ("{in}",), ("{in}", "{out}")])
+def test_missing_arguments(source, tmp_path, words):
+    words = [word.replace("{in}", str(source)).replace("{out}", str(tmp_path / "out")) for word in words]
+    assert_refused(run("convert", *words), (2,), r"input_model|output_model|convert_to|--to|IN|OUT")
+
+
+def test_memory_below_the_need_names_the_need(source, tmp_path):
+    assert_refused(run("convert", source, tmp_path / "out", *TO_NEMO, "--max_memory=1KiB"), (2,), r"max_memory", r"\d")
+
+
+@pytest.mark.parametrize("words, said", [(("--to=trtllm",), r"trtllm|TensorRT-LLM"),
+                                         (("--to=nemo", "--cluster=slurm"), r"--cluster")])
+def test_what_is_not_there_yet_is_refused_by_name(source, tmp_path, words, said):
+    assert_refused(run("convert", source, tmp_path / "out", *words), (5,), said)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("base, word, said", [
+    ("hf", "--num_gpus=8", r"num_gpus"), ("hf", "--num_nodes=2", r"num_nodes"), ("nemo", "--cpu-only", r"cpu[-_]only"),
+    ("nemo", "--tmp-out-path=x.pt", r"tmp[-_]out[-_]path")])
+def test_needless_option_is_accepted_with_one_line(tmp_path, base, word, said):
+    write, arguments = {"hf": (tiny_model.write_hf, TO_NEMO), "nemo": (tiny_model.write_nemo, TO_HF)}[base]
+    write(tmp_path / "in")
+    plain = convert(tmp_path / "in", tmp_path / "plain", *arguments)
+    result = convert(tmp_path / "in", tmp_path / "out", *arguments, word)
+    assert hashes(tmp_path / "out") == hashes(tmp_path / "plain")
+    lines = [line for line in (result.out + result.err).splitlines() if re.search(said, line)]
+    assert len(lines) == 1, result
+    assert len((result.out + result.err).splitlines()) == len((plain.out + plain.err).splitlines()) + 1, result
+
+
+def test_called_ns_it_writes_bf16(tmp_path):
+    source = tiny_model.write_hf(tmp_path / "in", named=tiny_model.tensors(dtype="F32"))
+    (tmp_path / "ns").symlink_to(BINARY)
+    words = (f"--input_model={source}", "--convert_from=hf", "--convert_to=hf")
+    assert run("convert", *words, f"--output_model={tmp_path / 'a'}", program=tmp_path / "ns").code == 0
+    assert run("convert", *words, f"--output_model={tmp_path / 'b'}").code == 0
+    assert {tensor.dtype for tensor in tiny_model.read_hf(tmp_path / "a").values()} == {"BF16"}
+    assert {tensor.dtype for tensor in tiny_model.read_hf(tmp_path / "b").values()} == {"F32"}
+
+
+def test_name_of_a_template_that_is_not_here(nemo, tmp_path):
+    result = run("convert", nemo, tmp_path / "out", "--to=hf", "--hf_model_name=example/not-in-the-cache")
+    assert_refused(result, (3,), r"example/not-in-the-cache", r"folder|cache|download")
+    assert_unpublished(tmp_path / "out")
