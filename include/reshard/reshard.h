@@ -100,7 +100,8 @@ struct InspectReport {
 InspectReport Inspect(const std::string& path, const std::string& model_type, const RunOptions& options);
 
 struct TensorDifference {
-  std::string name;     // of a's tensor; the part of it that differs behind a colon where it holds several
+  std::string name;     // of a's tensor
+  std::string part;     // what of it is compared: "q, layer 3"
   std::string verdict;  // "equal", "equal_rounded" (a, cast to b's dtype, is b), "differs"
   std::string dtype_a, dtype_b;
   uint64_t differing = 0;  // elements

@@ -71,6 +71,7 @@ struct Conversion::State {
     open.model_type = options.model_type;
     open.vocab_size = options.vocab_size;
     open.max_header = MaxHeader(options.run);
+    FitWorkers(options.run, [](uint64_t dense) { return dense + kIoBuffer; });  // before anything is read
     const Kind& source_kind = DetectKind(io, options.input);
     CheckTargetPath(io, options.input, options.output);
     if (source_kind.name == kNemo.name) open.template_path = TemplateFolder(io, options);

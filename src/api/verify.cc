@@ -29,12 +29,12 @@ std::string VerdictName(PartComparison::Verdict verdict) {
   throw Error(Code::kInternal, "a verdict without a name");
 }
 
-// Named by a's tensor; by its part too where the tensor holds more than that one.
 TensorDifference Describe(const Paired& paired, const Part& part, const PartComparison& compared) {
   const auto& pieces = part.sources.empty() ? part.targets : part.sources;
   const std::string& tensor = (part.sources.empty() ? paired.b_tensors : paired.a_tensors)[pieces[0].tensor];
   TensorDifference row;
-  row.name = fmt::format("{}: {}", tensor, part.name);
+  row.name = tensor;
+  row.part = part.name;
   row.verdict = VerdictName(compared.verdict);
   if (!part.sources.empty()) row.dtype_a = Row(part.sources[0].dtype).name;
   if (!part.targets.empty()) row.dtype_b = Row(part.targets[0].dtype).name;

@@ -58,7 +58,7 @@ void CheckCharacters(std::string_view text) {
   size_t line = 1;
   for (size_t position = 0; position < text.size();) {
     std::optional<char32_t> code = NextCodePoint(text, position);
-    if (!code) throw AtLine(line, "bytes that are no UTF-8");
+    if (!code) throw AtLine(line, "bytes that are no UTF-8, expected text");
     if (!IsPrintable(*code))
       throw AtLine(line, fmt::format("character U+{:04X}, expected printable ones", uint32_t{*code}));
     line += *code == '\n';
@@ -87,7 +87,7 @@ class Builder : public YAML::EventHandler {
   }
   void OnAlias(const YAML::Mark& mark, YAML::anchor_t anchor) override {
     auto found = anchors_.find(anchor);
-    if (found == anchors_.end()) throw AtLine(mark.line + 1, "an alias inside the node that it names");
+    if (found == anchors_.end()) throw AtLine(mark.line + 1, "an alias inside the node that it names, expected one behind it");
     CountTree(mark, found->second, open_.size());
     Add(mark, found->second);
   }
@@ -135,10 +135,10 @@ class Builder : public YAML::EventHandler {
   void Count(const YAML::Mark& mark, const std::string& text, size_t levels) {
     text_bytes_ += text.size();
     if (++nodes_ > kMaxNodes)
-      throw AtLine(mark.line + 1, fmt::format("more than {} nodes with those of aliases", kMaxNodes));
+      throw AtLine(mark.line + 1, fmt::format("more than {} nodes with those of aliases, expected fewer", kMaxNodes));
     if (text_bytes_ > kMaxText)
-      throw AtLine(mark.line + 1, fmt::format("more than {} bytes of scalars with those of aliases", kMaxText));
-    if (levels > kMaxLevels) throw AtLine(mark.line + 1, fmt::format("more than {} levels of nesting", kMaxLevels));
+      throw AtLine(mark.line + 1, fmt::format("more than {} bytes of scalars with those of aliases, expected fewer", kMaxText));
+    if (levels > kMaxLevels) throw AtLine(mark.line + 1, fmt::format("more than {} levels of nesting, expected fewer", kMaxLevels));
   }
   void CountTree(const YAML::Mark& mark, const Yaml& node, size_t levels) {
     Count(mark, node.text, levels + (node.type != Yaml::Type::kScalar));
@@ -439,7 +439,7 @@ Yaml ParseYaml(std::string_view text, const std::string& path) {
     }
     return builder.Take();
   } catch (const YAML::Exception& error) {
-    throw AtLine(error.mark.line + 1, error.msg).At("reading", path);
+    throw AtLine(error.mark.line + 1, error.msg + ", expected YAML").At("reading", path);
   } catch (Error& error) {
     error.At("reading", path);
     throw;

@@ -10,6 +10,13 @@ using reshard::Json;
 
 namespace {
 
+// What EmitYaml asks for, whatever is escaped.
+bool KeysAreShort(const Json& value) {
+  for (const auto& [key, member] : value.items())
+    if (key.size() > 200 || (member.is_structured() && !KeysAreShort(member))) return false;
+  return true;
+}
+
 // By text: NaN equals NaN.
 bool ReadsBackEqual(const Json& mapping) {
   std::string text = reshard::EmitYaml(mapping);
@@ -25,6 +32,6 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   } catch (const reshard::Error&) {
     return 0;
   }
-  if (value.is_object() && !ReadsBackEqual(value)) std::abort();
+  if (value.is_object() && KeysAreShort(value) && !ReadsBackEqual(value)) std::abort();
   return 0;
 }

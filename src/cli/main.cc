@@ -100,7 +100,7 @@ int RunVerify(Options& options, Log& log) {
   run.progress = [&](uint64_t done, uint64_t total) { log.Progress("comparing", done, total); };
   if (options.paths.size() == 1) return VerifyOne(options);
   VerifyReport report = Verify(options.paths[0], options.paths[1], run);
-  log.Done("compared", {{"event", "done"}, {"equal", report.equal}});
+  log.ProgressDone();
   Print(options.json ? Dump(VerifyJson(report)) : VerifyText(report));
   return report.equal ? 0 : kDiffers;
 }

@@ -29,7 +29,7 @@ constexpr CommandRow kCommands[] = {
 
 constexpr const char* kExitCodes =
     "Exit codes: 0 done, 1 verify found a difference, 2 usage, 3 path, 4 corrupt input, 5 unsupported,\n"
-    "6 mismatch, 7 system, 70 our bug, 130 and 143 stopped by a signal (docs/errors.md).\n";
+    "6 mismatch, 7 system, 70 our bug, 130, 143 stopped by a signal (docs/errors.md).\n";
 
 // Where a value goes; flags are given "".
 using Store = std::function<void(Options&, const std::string&)>;
@@ -73,14 +73,14 @@ const std::vector<OptionRow>& Table() {
       {"--convert_from,--from", "KIND", kConvert, "hf or nemo; by default what IN is",
        [](Options& o, const std::string& v) { o.convert.from = v; }},
       {"--convert_to,--to", "KIND", kConvert, "hf or nemo", [](Options& o, const std::string& v) { o.convert.to = v; }},
-      {"--model_type", "GROUP", kConvert | kInspect, "llama (Llama, Mistral) or qwen (Qwen 2, 3); by default as the files say",
+      {"--model_type", "GROUP", kConvert | kInspect, "llama (Llama, Mistral) or qwen (Qwen 2, 3); by default as\nthe files say",
        [](Options& o, const std::string& v) { o.convert.model_type = OneOf("--model_type", v, {"llama", "qwen"}); }},
       {"--hf_model_name", "NAME", kConvert,
-       "a folder or a hub name: tokenizer of a NeMo target, config and tokenizer of a\nHuggingFace target made from NeMo",
+       "a folder or a hub name: the tokenizer of a NeMo target, the\nconfig and tokenizer of a HuggingFace one made from NeMo",
        [](Options& o, const std::string& v) { o.convert.hf_model_name = v; }},
       {"--dtype,--precision", "DTYPE", kConvert, "bf16, fp16 or fp32; by default every tensor keeps its own",
        [](Options& o, const std::string& v) { o.convert.dtype = v; }},
-      {"--vocab_size", "N", kConvert, "rows of the vocabulary without padding, where a NeMo source does not say",
+      {"--vocab_size", "N", kConvert, "rows of the vocabulary without padding, where a NeMo\nsource does not say",
        [](Options& o, const std::string& v) { o.convert.vocab_size = Count("--vocab_size", v, 1, uint64_t{1} << 23); }},
       {"--untie_embeddings", "", kConvert, "write the head of a tied model as a tensor of its own",
        [](Options& o, const std::string&) { o.convert.untie_embeddings = true; }},
@@ -98,11 +98,11 @@ const std::vector<OptionRow>& Table() {
       {"--verify", "", kConvert, "compare the result with the source before it is published",
        [](Options& o, const std::string&) { o.convert.verify = true; }},
       {"--dry_run", "", kConvert, "print the plan and stop", [](Options& o, const std::string&) { o.dry_run = true; }},
-      {"--max_memory", "SIZE", kConvert | kInspect | kVerify, "the most resident memory, everything counted, 256MiB by default",
+      {"--max_memory", "SIZE", kConvert | kInspect | kVerify, "the most resident memory, everything counted, by default\n256MiB",
        [](Options& o, const std::string& v) { o.convert.run.max_memory = ParseSize(v, "--max_memory"); }},
       {"--workers", "N", kConvert | kVerify, "threads that move data; by default one a core, 2 to 8",
        [](Options& o, const std::string& v) { o.convert.run.workers = static_cast<unsigned>(Count("--workers", v, 1, 256)); }},
-      {"--io_engine", "NAME", kConvert, "buffered, or discard: move all data and write none, to measure",
+      {"--io_engine", "NAME", kConvert, "buffered, or discard: move all data and write none, for\nmeasuring",
        [](Options& o, const std::string& v) { o.convert.discard = OneOf("--io_engine", v, {"buffered", "discard"}) == "discard"; }},
       {"--json", "", kConvert | kInspect | kVerify | kTables, "print results as JSON", [](Options& o, const std::string&) { o.json = true; }},
       {"--log_format", "text|json", kConvert | kVerify, "how progress, notes and errors look on stderr",
@@ -110,7 +110,7 @@ const std::vector<OptionRow>& Table() {
       {"--quiet", "", kConvert | kInspect | kVerify, "no progress, no notes", [](Options& o, const std::string&) { o.quiet = true; }},
       {"--num_gpus", "N", kConvert, "accepted; nothing here needs a GPU",
        Needless("--num_gpus", "hf and nemo checkpoints do not depend on a number of GPUs")},
-      {"--num_nodes", "N", kConvert, "accepted; it shapes TensorRT-LLM checkpoints only",
+      {"--num_nodes", "N", kConvert, "accepted; it matters to TensorRT-LLM only",
        Needless("--num_nodes", "hf and nemo checkpoints do not depend on a number of nodes")},
       {"--cpu_only", "", kConvert, "accepted; nothing here needs a GPU", Needless("--cpu-only", "nothing here uses a GPU")},
       {"--tmp_out_path", "PATH", kConvert, "accepted; there is no intermediate file",

@@ -120,21 +120,24 @@ void Log::Line(const Json& fields) {
   [[maybe_unused]] ssize_t written = write(STDERR_FILENO, text.data(), text.size());
 }
 
+// Not fmt::print, which throws: where stderr is gone there is nobody left to tell.
+void Log::Say(const std::string& text) { std::fputs(text.c_str(), stderr); }
+
 void Log::ClearBar() {
-  if (bar_) fmt::print(stderr, "\r\033[K");
+  if (bar_) Say("\r\033[K");
   bar_ = false;
 }
 
 void Log::Note(const std::string& text) {
   if (quiet_) return;
   ClearBar();
-  json_ ? Line({{"event", "note"}, {"text", text}}) : fmt::print(stderr, "reshard: {}\n", Printable(text));
+  json_ ? Line({{"event", "note"}, {"text", text}}) : Say(fmt::format("reshard: {}\n", Printable(text)));
 }
 
 void Log::Done(const std::string& text, const Json& fields) {
   if (quiet_) return;
   ClearBar();
-  json_ ? Line(fields) : fmt::print(stderr, "reshard: {}\n", Printable(text));
+  json_ ? Line(fields) : Say(fmt::format("reshard: {}\n", Printable(text)));
 }
 
 void Log::Failure(const Error& error) {
@@ -147,8 +150,8 @@ void Log::Failure(const Error& error) {
     return;
   }
   std::string text = error.what(), first = text.substr(0, text.find('\n'));
-  fmt::print(stderr, "reshard: error: {}\n", Printable(error.also().empty() ? text : first));
-  for (const std::string& problem : error.also()) fmt::print(stderr, "  {}\n", Printable(problem));
+  Say(fmt::format("reshard: error: {}\n", Printable(error.also().empty() ? text : first)));
+  for (const std::string& problem : error.also()) Say(fmt::format("  {}\n", Printable(problem)));
 }
 
 void Log::Progress(const char* doing, uint64_t done, uint64_t total) {
@@ -170,7 +173,7 @@ void Log::Progress(const char* doing, uint64_t done, uint64_t total) {
   int filled = total ? static_cast<int>(static_cast<double>(width) * static_cast<double>(done) / static_cast<double>(total)) : width;
   std::string bar;
   for (int i = 0; i < width; ++i) bar += i < filled ? "━" : "╌";
-  fmt::print(stderr, "\r\033[K{} {}{}", doing, bar, numbers);
+  Say(fmt::format("\r\033[K{} {}{}", doing, bar, numbers));
   bar_ = true;
 }
 
@@ -229,7 +232,7 @@ std::string InspectText(const InspectReport& report) {
   bool color = isatty(STDOUT_FILENO);
   auto bold = [&](const std::string& words) { return color ? "\033[1m" + words + "\033[0m" : words; };
   std::string text = bold(fmt::format("{}  {} parameters", report.architecture, HumanCount(report.parameters))) + "\n";
-  text += fmt::format("{}\n{} ({}), {} in {} files\n\n", Printable(report.path), report.kind, report.format, HumanBytes(report.bytes), Grouped(report.shards.size()));
+  text += fmt::format("{}\n{} ({}), family {}, {} in {} files\n\n", Printable(report.path), report.kind, report.format, report.family, HumanBytes(report.bytes), Grouped(report.shards.size()));
   for (const auto& [key, value] : report.hyperparameters)
     if (value != "null" && value != "false") text += fmt::format("  {:<24} {}\n", key, Printable(value));
   text += "\n" + bold(fmt::format("{} tensors", Grouped(report.tensors.size()))) + "\n";
@@ -244,7 +247,7 @@ Json VerifyJson(const VerifyReport& report) {
   Json json = {{"equal", report.equal}, {"hyperparameters", Json::array()}, {"tensors", Json::array()}, {"missing", report.missing}, {"extra", report.extra}};
   for (const auto& row : report.hyperparameters) json["hyperparameters"].push_back({{"key", row.key}, {"a", Text(row.a)}, {"b", Text(row.b)}});
   for (const TensorDifference& tensor : report.tensors) {
-    Json row = {{"name", tensor.name}, {"verdict", tensor.verdict}, {"dtype_a", tensor.dtype_a}, {"dtype_b", tensor.dtype_b}, {"differing", tensor.differing}};
+    Json row = {{"name", tensor.name}, {"part", tensor.part}, {"verdict", tensor.verdict}, {"dtype_a", tensor.dtype_a}, {"dtype_b", tensor.dtype_b}, {"differing", tensor.differing}};
     if (tensor.first) row["first"] = ElementJson(*tensor.first, false);
     if (tensor.worst) row["worst"] = ElementJson(*tensor.worst, true);
     json["tensors"].push_back(row);
@@ -261,7 +264,7 @@ std::string VerifyText(const VerifyReport& report) {
   for (const TensorDifference& tensor : report.tensors) {
     ++verdicts[tensor.verdict];
     if (tensor.verdict != "differs" || !tensor.first || !tensor.worst) continue;
-    text += fmt::format("differs  {} in {} elements: first at {}, {} in A, {} in B; worst at {}, {} in A, {} in B, {} ulp of {}\n", Printable(tensor.name),
+    text += fmt::format("differs  {} ({}) in {} elements: first at {}, {} in A, {} in B; worst at {}, {} in A, {} in B, {} ulp of {}\n", Printable(tensor.name), tensor.part,
                         Grouped(tensor.differing), Shape(tensor.first->index), tensor.first->a, tensor.first->b, Shape(tensor.worst->index), tensor.worst->a,
                         tensor.worst->b, tensor.worst->ulps == UINT64_MAX ? "infinitely many" : Grouped(tensor.worst->ulps), tensor.dtype_b);
   }

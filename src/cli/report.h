@@ -25,10 +25,12 @@ class Log {
   void Done(const std::string& text, const Json& fields);
   void Failure(const Error& error);  // never quiet
   // A bar with rate and ETA on a terminal, JSON lines where asked for, else nothing.
+  void ProgressDone() { ClearBar(); }
   void Progress(const char* doing, uint64_t done, uint64_t total);
 
  private:
   void Line(const Json& fields);
+  void Say(const std::string& text);
   void ClearBar();
 
   bool json_, quiet_, terminal_, bar_ = false;

@@ -69,6 +69,7 @@ class Comparison::Worker {
 
  private:
   void CompareOp(const Op& op);
+  void CompareWithZeros(const Part& part, const Box& step, PartComparison& result);
   void ComparePiece(Dtype from, const Piece& piece, const Box& common, const Box& step, PartComparison& result);
   void CompareRun(Dtype from, Dtype to, const ElementRun& run, const Box& step, PartComparison& result);
   void CompareElements(Dtype from, Dtype to, const std::byte* rounded, const ElementRun& run, const Box& step,
@@ -89,12 +90,15 @@ void Comparison::Worker::CompareOp(const Op& op) {
   StepCursor steps(op.box, dense_size_ / WidestItem(part));
   for (Box step; steps.Next(step);) {
     turn_.Check();
+    if (part.sources.empty()) std::memset(a_.data(), 0, ElementCount(step.shape) * WidestItem(part));
     a_reader_.Read(part, step, a_.data());
+    if (part.targets.empty()) CompareWithZeros(part, step, result);
     for (const Piece& piece : part.targets) {
       std::optional<Box> common = Intersect(piece.box, step);
       if (!common) continue;
       read += b_reader_.Read(piece, *common, step, b_.data());
-      ComparePiece(part.sources[0].dtype, piece, *common, step, result);
+      // A part without sources is zeros, which every dtype spells alike.
+      ComparePiece(part.sources.empty() ? piece.dtype : part.sources[0].dtype, piece, *common, step, result);
     }
   }
   {
@@ -102,6 +106,14 @@ void Comparison::Worker::CompareOp(const Op& op) {
     Merge(result, comparison_.results_[op.part]);
   }
   turn_.Done(read);
+}
+
+void Comparison::Worker::CompareWithZeros(const Part& part, const Box& step, PartComparison& result) {
+  std::memset(b_.data(), 0, ElementCount(step.shape) * WidestItem(part));
+  Piece zeros;
+  zeros.box = step;
+  zeros.dtype = part.sources[0].dtype;
+  ComparePiece(zeros.dtype, zeros, step, step, result);
 }
 
 void Comparison::Worker::ComparePiece(Dtype from, const Piece& piece, const Box& common, const Box& step,
@@ -153,7 +165,9 @@ void Comparison::Worker::CompareElements(Dtype from, Dtype to, const std::byte* 
 void CheckComparable(const Part& part) {
   uint64_t elements = 0;
   for (const Piece& piece : part.targets) elements += ElementCount(piece.box.shape);
-  if (elements < ElementCount(part.shape) || (part.sources.empty() && ElementCount(part.shape) > 0))
+  if (part.sources.empty() && part.targets.empty())
+    throw Error(Code::kInternal, fmt::format("'{}' is on neither side of a comparison", part.name));
+  if (!part.targets.empty() && elements < ElementCount(part.shape))
     throw Error(Code::kInternal, fmt::format("'{}' is not whole on both sides of a comparison", part.name));
   CheckPart(part);
 }

@@ -143,7 +143,7 @@ TEST(Compare, RefusesCopiesThatDifferWithinASide) {
     EXPECT_EQ(error.code(), Code::kMismatch);
     EXPECT_STREQ(error.what(),
                  "reading replica, tensor 'part 0': element [4] of 'part 0' is 2, expected 1 as in tensor 'part 0' of "
-                 "a0; copies must be the same");
+                 "a0; copies must be equal");
   }
 }
 

@@ -99,7 +99,7 @@ bool AllThere(Io& io, const std::string& folder, const std::vector<SizedFile>& f
 // A publication from its `publishing` record on. Every step may be repeated, so that it can go on from any point:
 //   "old_moved": false   the target holds nothing of ours yet: what it does hold is moved into old/
 //   "old_moved": true    the target holds nothing but what was renamed into place
-// The record goes before old/ does, and both after the receipt.
+// The record goes as soon as the receipt is there, so that what is complete is not rolled forward again.
 class Publication {
  public:
   Publication(Io& io, const Places& places) : io_(io), places_(places) {}
@@ -121,7 +121,6 @@ class Publication {
     RenameFiles();
     WriteRecord(io_, places_, receipt_, places_.target, kReceipt);
     io_.RemoveAll(record_path_);
-    io_.SyncDirectory(places_.plan);
     io_.RemoveAll(places_.plan);
   }
 

@@ -132,7 +132,7 @@ Error SourceReader::Explain(const Part& part, const Box& step, const Mismatch& m
   auto name = [&](const Piece& piece) { return names_.tensors ? (*names_.tensors)[piece.tensor] : part.name; };
   Error error(
       Code::kMismatch,
-      fmt::format("element {} of '{}' is {}, expected {} as in tensor '{}' of {}; copies must be the same",
+      fmt::format("element {} of '{}' is {}, expected {} as in tensor '{}' of {}; copies must be equal",
                   ToString(IndexAt(step, mismatch.dense)), part.name, ElementValue(found.dtype, mismatch.found_bytes),
                   ElementValue(expected.dtype, mismatch.expected_bytes), name(expected),
                   names_.files[expected.file].relative));

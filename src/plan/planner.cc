@@ -133,6 +133,11 @@ class Planner {
       const View* first = nullptr;
       for (const View& view : spec.views) {
         const std::vector<Piece>& pieces = Have(view.part);
+        if (!pieces.empty() && !IsCastable(pieces[0].dtype)) {
+          problems_.push_back(fmt::format("tensor '{}': {}, expected F32, F16 or BF16 weights", have_.names[pieces[0].tensor],
+                                          reshard::Row(pieces[0].dtype).name));
+          continue;
+        }
         if (pieces.empty()) {
           problems_.push_back(fmt::format("{}: the source has no such part", PartName(have_.rows, view.part)));
           continue;
@@ -215,8 +220,6 @@ class Planner {
       if (piece.dtype != part.sources[0].dtype)
         problems_.push_back(fmt::format("tensor '{}': {}, expected {} as in '{}', which holds the same", name, reshard::Row(piece.dtype).name,
                                         reshard::Row(part.sources[0].dtype).name, planned_.plan.source_tensors[part.sources[0].tensor]));
-      if (!IsCastable(piece.dtype))
-        problems_.push_back(fmt::format("tensor '{}': {}, expected F32, F16 or BF16 weights", name, reshard::Row(piece.dtype).name));
     }
   }
 

@@ -19,6 +19,7 @@ std::optional<Box> Intersect(const Box& a, const Box& b) {
 }
 
 std::vector<Box> Subtract(const Box& box, const Box& hole) {
+  if (ElementCount(box.shape) == 0) return {};
   std::optional<Box> common = Intersect(box, hole);
   if (!common) return {box};
   std::vector<Box> left;

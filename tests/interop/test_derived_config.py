@@ -29,7 +29,7 @@ def test_transformers_computes_the_same(case, through, tmp_path):
         convert(source.path, tmp_path / "nemo", "--hf_model_name=example/model", to="nemo")
     else:
         nemo_reference.write_nemo(tmp_path / "nemo", c, source.tensors, torch.bfloat16)
-    convert(tmp_path / "nemo", tmp_path / "out", f"--model_type={models.GROUPS[family]}", to="hf")
+    convert(tmp_path / "nemo", tmp_path / "out", f"--model_type={models.GROUPS[family]}", f"--vocab_size={c.vocab_size}", to="hf")
 
     models.assert_equal(models.read(tmp_path / "out"), source.tensors)
     derived = models.read_config(tmp_path / "out")
@@ -50,7 +50,7 @@ def test_the_rope_keys_are_those_that_old_and_new_transformers_read(tmp_path):
     c = models.config("llama", **dict(models.SHAPES["8x2"], rope_parameters=models.LLAMA3_ROPE))
     source = models.write(tmp_path / "in", c, torch.bfloat16, seed="keys")
     nemo_reference.write_nemo(tmp_path / "nemo", c, source.tensors, torch.bfloat16)
-    convert(tmp_path / "nemo", tmp_path / "out", "--model_type=llama", to="hf")
+    convert(tmp_path / "nemo", tmp_path / "out", "--model_type=llama", f"--vocab_size={c.vocab_size}", to="hf")
     settings = json.loads((tmp_path / "out" / "config.json").read_text())
     assert settings["rope_theta"] == 500000.0
     assert settings["rope_scaling"] == {k: v for k, v in models.LLAMA3_ROPE.items() if k != "rope_theta"}

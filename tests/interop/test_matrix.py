@@ -200,7 +200,7 @@ def test_rope_that_no_nemo_model_reads_is_refused_or_kept_for_the_way_back(rope,
     assert "allow_rope" in result.err and rope["rope_type"] in result.err
     assert_nothing_published(tmp_path / "no")
     convert(source.path, tmp_path / "nemo", "--hf_model_name=example/model", "--allow_rope=config_only", to="nemo")
-    convert(tmp_path / "nemo", tmp_path / "out", "--model_type=llama", to="hf")
+    convert(tmp_path / "nemo", tmp_path / "out", "--model_type=llama", f"--vocab_size={c.vocab_size}", to="hf")
     models.assert_equal(models.read(tmp_path / "out"), source.tensors)
     back = models.read_config(tmp_path / "out").rope_parameters
     assert {k: v for k, v in back.items() if k in rope} == rope

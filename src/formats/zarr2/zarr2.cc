@@ -23,7 +23,7 @@ Error Unsupported(std::string message) { return Error(Code::kUnsupported, std::m
 
 const Json& Field(const Json& header, const char* name) {
   auto found = header.find(name);
-  if (found == header.end()) throw Corrupt(fmt::format("no field '{}'", name));
+  if (found == header.end()) throw Corrupt(fmt::format("no field '{}', expected one", name));
   return *found;
 }
 
@@ -82,11 +82,11 @@ void CheckBytes(const char* name, const Dims& extents, Dtype dtype) {
 }
 
 Header HeaderOf(const Json& json) {
-  if (!json.is_object()) throw Corrupt("the header is no JSON object");
+  if (!json.is_object()) throw Corrupt("the header is no JSON object, expected one");
   CheckEncoding(json);
   Header header{ParseDtype(json), Extents(json, "shape", 0), Extents(json, "chunks", 1), ParseSeparator(json)};
   if (header.shape.size() != header.chunks.size())
-    throw Corrupt(fmt::format("chunks {} has another number of axes than shape {}", ToString(header.chunks),
+    throw Corrupt(fmt::format("chunks {}, expected as many axes as in shape {}", ToString(header.chunks),
                               ToString(header.shape)));
   CheckBytes("shape", header.shape, header.dtype);
   CheckBytes("chunks", header.chunks, header.dtype);

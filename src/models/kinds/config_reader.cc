@@ -21,7 +21,9 @@ const Json& ConfigReader::At(std::string_view key) const {
 }
 
 void ConfigReader::Wrong(std::string_view key, const Json& found, const char* expected) const {
-  throw Error(Code::kCorrupt, fmt::format("'{}' is {}, expected {}", key, found.dump(), expected)).At("reading", path_);
+  bool is_odd_number = found.is_number_float() && !std::isfinite(found.get<double>());  // which JSON cannot print
+  std::string text = is_odd_number ? fmt::format("{}", found.get<double>()) : found.dump();
+  throw Error(Code::kCorrupt, fmt::format("'{}' is {}, expected {}", key, text, expected)).At("reading", path_);
 }
 
 uint64_t ConfigReader::Size(std::string_view key, uint64_t otherwise) const {

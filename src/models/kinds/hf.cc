@@ -59,7 +59,7 @@ class HfReader {
   Checkpoint Open() {
     checkpoint_.config_path = JoinPath(checkpoint_.folder, "config.json");
     if (!io_.Stat(checkpoint_.config_path))
-      throw Error(Code::kCorrupt, "there is no config.json, expected one; give the folder that has it").At("reading", checkpoint_.folder);
+      throw Error(Code::kNotFound, "there is no config.json, expected one; give the folder that has it").At("reading", checkpoint_.folder);
     checkpoint_.config_text = ReadWholeFile(io_, checkpoint_.config_path, kMaxConfigBytes);
     checkpoint_.config = ParseJson(checkpoint_.config_text, checkpoint_.config_path);
     checkpoint_.model = ModelFromHfConfig(checkpoint_.config, checkpoint_.config_path);
@@ -99,12 +99,12 @@ class HfReader {
       return std::any_of(names.begin(), names.end(), [&](const std::string& name) { return name.ends_with(end); });
     };
     if (Exists(io_, checkpoint_.folder, "pytorch_model.bin") || Exists(io_, checkpoint_.folder, "pytorch_model.bin.index.json"))
-      throw Error(Code::kUnsupported, "the weights are PyTorch .bin files, expected safetensors; save the model with safetensors first")
+      throw Error(Code::kUnsupported, "the weights are PyTorch pickles (pytorch_model.bin), expected safetensors; save the model as safetensors first")
           .At("reading", checkpoint_.folder);
     if (has(".incomplete"))
       throw Error(Code::kCorrupt, "there are .incomplete files and no weights, expected model.safetensors; download the model again")
           .At("reading", checkpoint_.folder);
-    throw Error(Code::kCorrupt, fmt::format("there are no weights, expected {} or {}", kSingle, kIndex)).At("reading", checkpoint_.folder);
+    throw Error(Code::kNotFound, fmt::format("there are no weights, expected {} or {}", kSingle, kIndex)).At("reading", checkpoint_.folder);
   }
 
   std::vector<StoredTensor> ReadShard(const std::string& name) {
@@ -136,8 +136,8 @@ class HfReader {
       for (const StoredTensor& tensor : ReadShard(shard)) {
         auto mapped = map.find(tensor.name);
         if (mapped == map.end() || mapped->second != shard)
-          throw Error(Code::kCorrupt, fmt::format("the index maps it to {}, expected this file; the index is of another checkpoint",
-                                                  mapped == map.end() ? "no file" : mapped->second))
+          throw Error(Code::kCorrupt, mapped == map.end() ? "it is not in the index, or twice in the shards, expected it once in both"
+                                                  : fmt::format("the index has it in {} and it is in this file too, expected it once", mapped->second))
               .At("reading", JoinPath(checkpoint_.folder, shard))
               .Tensor(tensor.name);
         map.erase(mapped);

@@ -40,7 +40,7 @@ const Family& FamilyOf(const ConfigReader& reader) {
   const Family* by_class = FamilyWhere(&Family::class_name, class_name);
   const Family* by_type = FamilyWhere(&Family::name, model_type);
   if (!class_name.empty() && !by_class)
-    throw Unsupported(reader.path(), fmt::format("the class {} is not known, expected one of {}", class_name, KnownFamilies()));
+    throw Unsupported(reader.path(), fmt::format("the class {} is not known, expected one of {} (`reshard families` lists them)", class_name, KnownFamilies()));
   if (class_name.empty() && !by_type)
     throw Unsupported(reader.path(), fmt::format("model_type '{}' is not known, expected one of {}", model_type, KnownFamilies()));
   if (by_class && !model_type.empty() && by_class != by_type)
@@ -61,6 +61,20 @@ void RefuseQuantised(const ConfigReader& reader) {
                     fmt::format("the weights are quantised ({}), expected plain ones; use the model's unquantised checkpoint", method));
 }
 
+// What a type of rope scaling cannot do without (transformers: modeling_rope_utils.py).
+struct RopeField {
+  std::string_view type, field;
+};
+constexpr RopeField kRopeFields[] = {
+    {"linear", "factor"},
+    {"dynamic", "factor"},
+    {"yarn", "factor"},
+    {"llama3", "factor"},
+    {"llama3", "low_freq_factor"},
+    {"llama3", "high_freq_factor"},
+    {"llama3", "original_max_position_embeddings"},
+};
+
 // One object for all the spellings: {"rope_type": ..., fields of the type}, or null where positions are not scaled.
 Json RopeScaling(const ConfigReader& reader, Json& theta) {
   const Json& modern = reader.At("rope_parameters");
@@ -73,6 +87,10 @@ Json RopeScaling(const ConfigReader& reader, Json& theta) {
   theta = rope.Number("rope_theta", theta);
   std::string type = rope.String("rope_type", rope.String("type", "default"));
   if (type == "default") return nullptr;
+  for (const RopeField& row : kRopeFields)
+    if (row.type == type && rope.Number(row.field, nullptr).is_null())
+      throw Error(Code::kCorrupt, fmt::format("rope scaling '{}' has no '{}', expected one", type, row.field)).At("reading", reader.path());
+  if (type == "linear") return Json{{"factor", given["factor"]}, {"rope_type", type}};  // the only field that it reads
   std::vector<std::string> keys;
   for (const auto& [key, value] : given.items())
     if (key != "rope_theta" && key != "type" && key != "rope_type") keys.push_back(key);

@@ -31,23 +31,25 @@ Error NotRead(const std::string& path, std::string_view what) {
 }
 
 // All that is wrong between what a checkpoint stores and what its config makes it store.
-std::vector<std::string> Problems(const Checkpoint& checkpoint, const std::vector<TensorSpec>& specs) {
+std::vector<std::string> Problems(const Checkpoint& checkpoint, std::string_view prefix, const std::vector<TensorSpec>& specs) {
   std::map<std::string_view, const StoredTensor*> stored;
   for (const StoredTensor& tensor : checkpoint.tensors) stored[tensor.name] = &tensor;
   std::vector<std::string> problems;
   for (const TensorSpec& spec : specs) {
     auto found = stored.find(spec.name);
     if (found == stored.end()) {
-      problems.push_back(fmt::format("tensor '{}': missing, expected {}", spec.name, ToString(spec.shape)));
+      bool head = spec.layout->tree.nodes[0].role == "head";
+      problems.push_back(fmt::format("tensor '{}{}': missing, expected {}{}", prefix, spec.name, ToString(spec.shape),
+                                     head ? " in a model whose embeddings are not tied (tie_word_embeddings)" : ""));
       continue;
     }
     if (!(found->second->shape == spec.shape))
-      problems.push_back(fmt::format("tensor '{}': shape {}, expected {} by the config", spec.name, ToString(found->second->shape),
+      problems.push_back(fmt::format("tensor '{}{}': shape {}, expected {} by the config", prefix, spec.name, ToString(found->second->shape),
                                      ToString(spec.shape)));
     stored.erase(found);
   }
   for (auto [name, tensor] : stored)
-    problems.push_back(fmt::format("tensor '{}': unexpected {}, expected no such tensor in {}", name, ToString(tensor->shape),
+    problems.push_back(fmt::format("tensor '{}{}': unexpected {}, expected no such tensor in {}", prefix, name, ToString(tensor->shape),
                                    checkpoint.model.family->name));
   return problems;
 }
@@ -77,7 +79,7 @@ std::span<const Kind> Kinds() {
 const Kind& KindByName(std::string_view name) {
   for (const Kind& kind : Kinds())
     if (kind.name == name) return kind;
-  for (std::string_view later : {"trtllm", "megatron", "nemo2", "gguf"})
+  for (std::string_view later : {"trtllm", "megatron", "nemo2"})
     if (name == later) throw Error(Code::kUnsupported, fmt::format("the kind '{}' is not supported by this version, expected hf or nemo", name));
   throw Error(Code::kInvalidArgument, fmt::format("the kind '{}' is not known, expected hf or nemo", name));
 }
@@ -116,7 +118,7 @@ Checkpoint OpenCheckpoint(Io& io, const std::string& path, std::string_view kind
     return found != checkpoint.tensors.end() && found->name == name;
   };
   checkpoint.layouts = ChooseLayouts(checkpoint.model, checkpoint.rank, kind.layouts, kind.name, present);
-  std::vector<std::string> problems = Problems(checkpoint, TensorsOf(checkpoint.model, checkpoint.rank, checkpoint.layouts));
+  std::vector<std::string> problems = Problems(checkpoint, kind.name_prefix, TensorsOf(checkpoint.model, checkpoint.rank, checkpoint.layouts));
   if (!problems.empty()) throw Gathered(std::move(problems), path);
   return checkpoint;
 }

@@ -66,6 +66,8 @@ class NemoReader {
       throw Error(Code::kCorrupt, fmt::format("there is no {}, expected one", kConfig)).At("reading", checkpoint_.folder);
     checkpoint_.config_text = ReadWholeFile(io_, checkpoint_.config_path, kMaxConfigBytes);
     checkpoint_.config = YamlValue(ParseYaml(checkpoint_.config_text, checkpoint_.config_path));
+    if (!checkpoint_.config.is_object())
+      throw Error(Code::kCorrupt, "no mapping at the top, expected one").At("reading", checkpoint_.config_path);
     if (checkpoint_.config.contains("model") && checkpoint_.config["model"].is_object()) {
       Json inner = checkpoint_.config["model"];
       checkpoint_.config = std::move(inner);
@@ -87,9 +89,11 @@ class NemoReader {
     bool has_torch_dist = Exists(io_, weights_, ".metadata");
     if (*backend == "torch_dist" && has_torch_dist)
       throw Error(Code::kUnsupported, "the weights are in torch_dist format, expected zarr").At("reading", path);
-    if (*backend != "zarr" || has_torch_dist)
-      throw Error(Code::kMismatch, fmt::format("sharded_backend is {}, and the folder {} a .metadata file, expected \"zarr\" without one",
-                                               backend->dump(), has_torch_dist ? "has" : "lacks"))
+    if (*backend != "zarr" && *backend != "torch_dist")
+      throw Error(Code::kUnsupported, fmt::format("sharded_backend is {}, expected \"zarr\"", backend->dump())).At("reading", path);
+    if (*backend == "torch_dist" || has_torch_dist)
+      throw Error(Code::kCorrupt, fmt::format("sharded_backend is {}, and the folder {} the .metadata file of torch_dist, expected both of one format",
+                                              backend->dump(), has_torch_dist ? "has" : "lacks"))
           .At("reading", path);
   }
 
@@ -206,7 +210,11 @@ Tokenizer TokenizerOf(const Checkpoint& source, const Model& model, const Target
 std::string ConfigText(const Checkpoint& source, const Model& model, const TargetOptions& options, Dtype dtype, LaidOut& out) {
   if (source.kind != kNemo.name) {
     Tokenizer tokenizer = TokenizerOf(source, model, options, out);
-    return NemoConfigText(model, {dtype, tokenizer.name, tokenizer.artifact, options.rope_config_only});
+    try {
+      return NemoConfigText(model, {dtype, tokenizer.name, tokenizer.artifact, options.rope_config_only});
+    } catch (Error& error) {
+      throw error.At("reading", source.config_path);
+    }
   }
   for (const std::string& name : source.side_files) {
     if (name == kConfig) continue;

@@ -139,12 +139,12 @@ uint64_t Vocabulary(const ConfigReader& reader, uint64_t stored_rows, const Nemo
   if (hints.vocab_size) rows = *hints.vocab_size;
   uint64_t multiple = reader.Size("make_vocab_size_divisible_by", 128);
   if (rows == 0 && multiple > 1)
-    doubt = fmt::format("the embedding has {} rows, of which up to {} may be padding, expected to be told how many are the vocabulary's; "
-                        "give --vocab_size or --hf_model_name",
+    doubt = fmt::format("embedding.word_embeddings.weight has {} rows, of which up to {} may be padding, expected to be told how many are "
+                        "the vocabulary's; give --vocab_size or --hf_model_name",
                         stored_rows, multiple - 1);
   if (rows == 0) rows = stored_rows;
   if (rows > stored_rows)
-    throw Mismatch(reader.path(), fmt::format("the embedding has {} rows, expected at least {} for the vocabulary", stored_rows, rows));
+    throw Mismatch(reader.path(), fmt::format("embedding.word_embeddings.weight has {} rows, expected at least {} for the vocabulary", stored_rows, rows));
   return rows;
 }
 
@@ -238,9 +238,9 @@ Json Precision(Dtype dtype) {
 Model ModelFromNemoConfig(const Json& config, const std::string& path, uint64_t stored_rows, const NemoHints& hints,
                           std::string& doubt) {
   ConfigReader reader(config, path);
-  RefuseUnsupported(reader);
   Model model;
   ReadSizes(reader, model);
+  RefuseUnsupported(reader);
   HyperParameters& hyper = model.hyper;
   hyper.rms_norm_eps = reader.Number("layernorm_epsilon", 1e-5);
   hyper.initializer_range = reader.Number("init_method_std", 0.02);
