@@ -1,5 +1,5 @@
-// Runs a fuzz target over the files of its corpus folder: `target FOLDER`. What libFuzzer's own main does with files, for
-// builds without libFuzzer.
+// Runs a fuzz target over the files of its corpus folder: `target FOLDER`. What libFuzzer's own main does with files,
+// for builds without libFuzzer.
 #include <cstdint>
 #include <cstdio>
 #include <filesystem>

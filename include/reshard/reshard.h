@@ -30,11 +30,11 @@ struct RunOptions {
 };
 
 struct ConvertOptions {
-  std::string input, output;    // folders
-  std::string from, to;         // kinds: "hf", "nemo"; `from` may be empty
-  std::string model_type;       // "llama", "qwen", or empty
-  std::string hf_model_name;    // a folder, or a name on the hub: template of what NeMo cannot say, and tokenizer
-  std::string dtype;            // "bf16", "fp16", "fp32" and the spellings of --precision; empty: as the source
+  std::string input, output;  // folders
+  std::string from, to;       // kinds: "hf", "nemo"; `from` may be empty
+  std::string model_type;     // "llama", "qwen", or empty
+  std::string hf_model_name;  // a folder, or a name on the hub: template of what NeMo cannot say, and tokenizer
+  std::string dtype;          // "bf16", "fp16", "fp32" and the spellings of --precision; empty: as the source
   uint64_t max_shard_size = 10'000'000'000;  // bytes of one safetensors file
   std::optional<uint64_t> vocab_size;        // rows of the vocabulary without its padding
   bool untie_embeddings = false;
@@ -119,7 +119,7 @@ struct VerifyReport {
     std::string key, a, b;  // JSON texts
   };
   std::vector<HyperDifference> hyperparameters;
-  std::vector<TensorDifference> tensors;  // all of them, in a's order
+  std::vector<TensorDifference> tensors;    // all of them, in a's order
   std::vector<std::string> missing, extra;  // tensors that b lacks, that a lacks
 };
 // Are two checkpoints the same model, whatever their kinds, shards and dtypes?

@@ -40,9 +40,12 @@ std::string TemplateFolder(Io& io, const ConvertOptions& options) {
   if (options.hf_model_name.empty()) return "";
   std::optional<std::string> folder = FindModel(io, options.hf_model_name);
   if (!folder)
-    throw Error(Code::kNotFound, fmt::format("it is neither a folder nor in the local hub cache {}, expected config and tokenizer there; download the "
-                                             "model, give its folder, or leave --hf_model_name out to have config.json derived",
-                                             HubCache()))
+    throw Error(
+        Code::kNotFound,
+        fmt::format(
+            "it is neither a folder nor in the local hub cache {}, expected config and tokenizer there; download the "
+            "model, give its folder, or leave --hf_model_name out to have config.json derived",
+            HubCache()))
         .At("reading the template", options.hf_model_name);
   return *folder;
 }
@@ -67,7 +70,8 @@ struct Conversion::State {
 
   explicit State(ConvertOptions given) : options(std::move(given)) {
     const Kind& kind = KindByName(options.to);
-    target = {ParseDtype(options.dtype), options.hf_model_name, options.max_shard_size, options.untie_embeddings, options.rope_config_only};
+    target = {ParseDtype(options.dtype), options.hf_model_name, options.max_shard_size, options.untie_embeddings,
+              options.rope_config_only};
     open.model_type = options.model_type;
     open.vocab_size = options.vocab_size;
     open.max_header = MaxHeader(options.run);
@@ -121,8 +125,12 @@ struct Conversion::State {
 
   // What a rerun needs to know of a finished execution.
   static Json Record(const ExecuteReport& done) {
-    Json record = {{"bytes_read", done.bytes_read}, {"bytes_written", done.bytes_written}, {"hashes", done.hashes}, {"overflows", Json::array()}};
-    for (const Overflow& overflow : done.overflows) record["overflows"].push_back({{"tensor", overflow.tensor}, {"count", overflow.count}});
+    Json record = {{"bytes_read", done.bytes_read},
+                   {"bytes_written", done.bytes_written},
+                   {"hashes", done.hashes},
+                   {"overflows", Json::array()}};
+    for (const Overflow& overflow : done.overflows)
+      record["overflows"].push_back({{"tensor", overflow.tensor}, {"count", overflow.count}});
     return record;
   }
 
@@ -131,7 +139,8 @@ struct Conversion::State {
     done.bytes_read = record.at("bytes_read");
     done.bytes_written = record.at("bytes_written");
     done.hashes = record.at("hashes").get<std::vector<uint64_t>>();
-    for (const Json& overflow : record.at("overflows")) done.overflows.push_back({overflow.at("tensor"), overflow.at("count")});
+    for (const Json& overflow : record.at("overflows"))
+      done.overflows.push_back({overflow.at("tensor"), overflow.at("count")});
     return done;
   }
 
@@ -148,9 +157,11 @@ struct Conversion::State {
       lines[kShown] = fmt::format("and {} more tensors", lines.size() - kShown);
       lines.resize(kShown + 1);
     }
-    throw Error(Code::kMismatch, fmt::format("{} values of {} tensors are too large for {}, expected all to fit; another --dtype holds them, or "
-                                             "--allow_overflow publishes what is staged",
-                                             count, done.overflows.size(), options.dtype))
+    throw Error(
+        Code::kMismatch,
+        fmt::format("{} values of {} tensors are too large for {}, expected all to fit; another --dtype holds them, or "
+                    "--allow_overflow publishes what is staged",
+                    count, done.overflows.size(), options.dtype))
         .At("casting", options.input)
         .Also(std::move(lines));
   }
@@ -163,9 +174,11 @@ struct Conversion::State {
     Checkpoint staged = OpenCheckpoint(io, folder, options.to, again);
     VerifyReport verified = VerifyCheckpoints(source, staged, options.run, {.hyperparameters = false});
     if (verified.equal) return;
-    throw Error(Code::kMismatch, fmt::format("the staged files differ from the source in {} tensors, expected none; nothing is published",
-                                             std::count_if(verified.tensors.begin(), verified.tensors.end(),
-                                                           [](const TensorDifference& tensor) { return tensor.verdict == "differs"; })))
+    throw Error(
+        Code::kMismatch,
+        fmt::format("the staged files differ from the source in {} tensors, expected none; nothing is published",
+                    std::count_if(verified.tensors.begin(), verified.tensors.end(),
+                                  [](const TensorDifference& tensor) { return tensor.verdict == "differs"; })))
         .At("verifying", options.output);
   }
 
@@ -181,7 +194,8 @@ struct Conversion::State {
     receipt["sources"] = Json::array();
     for (size_t i = 0; i < planned.plan.sources.size(); ++i) {
       const SourceFile& file = planned.plan.sources[i];
-      receipt["sources"].push_back({{"path", file.relative}, {"size", file.size}, {"header", Hex(planned.source_hashes[i])}});
+      receipt["sources"].push_back(
+          {{"path", file.relative}, {"size", file.size}, {"header", Hex(planned.source_hashes[i])}});
     }
     receipt["files"] = Json::array();
     for (size_t i = 0; i < planned.plan.files.size(); ++i) {

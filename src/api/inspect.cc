@@ -65,7 +65,8 @@ InspectReport Inspect(const std::string& path, const std::string& model_type, co
   report.format = checkpoint.format;
   report.family = checkpoint.model.family->name;
   report.architecture = checkpoint.model.family->class_name;
-  for (const auto& [key, value] : HyperParametersOf(checkpoint.model)) report.hyperparameters.emplace_back(key, value.dump());
+  for (const auto& [key, value] : HyperParametersOf(checkpoint.model))
+    report.hyperparameters.emplace_back(key, value.dump());
   std::map<std::string, uint64_t> dtypes;
   std::string prefix(KindByName(checkpoint.kind).name_prefix);
   for (const StoredTensor& tensor : checkpoint.tensors) {
@@ -90,7 +91,8 @@ std::vector<TableRow> FamilyTable() {
 
 std::vector<TableRow> FormatTable() {
   std::vector<TableRow> rows;
-  for (const Kind& kind : Kinds()) rows.push_back({std::string(kind.name), std::string(kind.title), {std::string(kind.format)}});
+  for (const Kind& kind : Kinds())
+    rows.push_back({std::string(kind.name), std::string(kind.title), {std::string(kind.format)}});
   return rows;
 }
 
@@ -101,7 +103,8 @@ std::string FamiliesJson() {
     json["defaults"] = Json::object();
     for (const ConfigDefault& row : family->defaults) json["defaults"][std::string(row.key)] = Json::parse(row.value);
     json["flags"] = Json::object();
-    for (const Flag& flag : family->flags) json["flags"][std::string(flag.flag)] = flag.key.empty() ? Json(true) : Json(flag.key);
+    for (const Flag& flag : family->flags)
+      json["flags"][std::string(flag.flag)] = flag.key.empty() ? Json(true) : Json(flag.key);
     json["blocks"] = Json::array();
     for (const Block* block : family->blocks) json["blocks"].push_back(BlockJson(*block));
     all.push_back(json);

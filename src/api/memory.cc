@@ -36,8 +36,10 @@ ExecuteOptions FitWorkers(const RunOptions& options, const std::function<uint64_
   unsigned least = options.workers ? workers : 1;
   while (workers > least && !fits(workers, kMinDenseBuffer)) --workers;
   if (!fits(workers, kMinDenseBuffer))
-    throw Error(Code::kInvalidArgument, fmt::format("--max_memory is {} MiB, expected at least {} MiB for this checkpoint and {} worker{}", options.max_memory >> 20,
-                                                    (need(workers, kMinDenseBuffer) >> 20) + 1, workers, workers == 1 ? "" : "s"));
+    throw Error(Code::kInvalidArgument,
+                fmt::format("--max_memory is {} MiB, expected at least {} MiB for this checkpoint and {} worker{}",
+                            options.max_memory >> 20, (need(workers, kMinDenseBuffer) >> 20) + 1, workers,
+                            workers == 1 ? "" : "s"));
   ExecuteOptions fitted;
   fitted.workers = workers;
   fitted.dense_buffer = kMaxDenseBuffer;

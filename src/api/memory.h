@@ -12,9 +12,9 @@ namespace reshard {
 // Resident memory of this process now, in bytes.
 uint64_t ResidentMemory();
 
-// Workers and dense buffers within options.max_memory. `worker_bytes` says what one worker takes with a dense buffer of so
-// many bytes. Smaller buffers rather than fewer workers, fewer workers rather than none; a number of workers that the user
-// gave is kept. Errors: kInvalidArgument with the memory that would do.
+// Workers and dense buffers within options.max_memory. `worker_bytes` says what one worker takes with a dense buffer of
+// so many bytes. Smaller buffers rather than fewer workers, fewer workers rather than none; a number of workers that
+// the user gave is kept. Errors: kInvalidArgument with the memory that would do.
 ExecuteOptions FitWorkers(const RunOptions& options, const std::function<uint64_t(uint64_t)>& worker_bytes);
 
 // The most bytes of one header that a reader may hold.

@@ -31,7 +31,9 @@ std::string ExistingParent(Io& io, std::string path) {
 // Without links as far as it exists.
 std::string Resolve(Io& io, const std::string& path) {
   std::string existing = ExistingParent(io, path), whole = WithoutSlashes(path);
-  std::string rest = whole.size() > existing.size() && existing != "." ? whole.substr(existing.size()) : existing == "." && whole != "." ? "/" + whole : "";
+  std::string rest = whole.size() > existing.size() && existing != "." ? whole.substr(existing.size())
+                     : existing == "." && whole != "."                 ? "/" + whole
+                                                                       : "";
   return WithoutSlashes(io.Canonical(existing) + (rest.empty() || rest[0] == '/' ? rest : "/" + rest));
 }
 
@@ -54,7 +56,8 @@ uint64_t SizeBelow(Io& io, const std::string& folder) {
 void CheckTargetPath(Io& io, const std::string& source, const std::string& target) {
   std::string from = Resolve(io, source), to = Resolve(io, target);
   auto refuse = [&](const char* found) {
-    throw Error(Code::kPermission, fmt::format("{} the source {}, expected a folder of its own", found, source)).At("writing", target);
+    throw Error(Code::kPermission, fmt::format("{} the source {}, expected a folder of its own", found, source))
+        .At("writing", target);
   };
   if (from == to) refuse("the target is");
   if (IsWithin(to, from)) refuse("the target lies inside");
@@ -75,11 +78,16 @@ void CheckFreeSpace(Io& io, const Plan& plan, const std::string& target, bool re
   inodes += folders.size();
   FreeSpace free = io.Free(ExistingParent(io, target));
   if (free.inodes < inodes)
-    throw Error(Code::kNoSpace, fmt::format("{} files can still be made there, expected {}", free.inodes, inodes)).At("writing", target);
+    throw Error(Code::kNoSpace, fmt::format("{} files can still be made there, expected {}", free.inodes, inodes))
+        .At("writing", target);
   if (free.bytes >= bytes) return;
   bool old_is_in_the_way = replace && io.Stat(target) && free.bytes + SizeBelow(io, target) >= bytes;
-  throw Error(Code::kNoSpace, fmt::format("{} bytes are free, expected {}{}", free.bytes, bytes,
-                                          old_is_in_the_way ? "; the old checkpoint stays until the new one is there, delete it first where that is too much" : ""))
+  throw Error(
+      Code::kNoSpace,
+      fmt::format("{} bytes are free, expected {}{}", free.bytes, bytes,
+                  old_is_in_the_way
+                      ? "; the old checkpoint stays until the new one is there, delete it first where that is too much"
+                      : ""))
       .At("writing", target);
 }
 

@@ -46,16 +46,17 @@ TensorDifference Describe(const Paired& paired, const Part& part, const PartComp
 
 void CompareHyperParameters(const Checkpoint& a, const Checkpoint& b, VerifyReport& report) {
   auto left = HyperParametersOf(a.model), right = HyperParametersOf(b.model);
-  bool padded = !a.vocabulary_doubt.empty() || !b.vocabulary_doubt.empty();
   for (size_t i = 0; i < left.size(); ++i) {
-    if (left[i].second == right[i].second || (padded && left[i].first == "vocab_size")) continue;
+    // Rows that only one vocabulary has are compared with zeros: as padding they do not count.
+    if (left[i].second == right[i].second || left[i].first == "vocab_size") continue;
     report.hyperparameters.push_back({left[i].first, left[i].second.dump(), right[i].second.dump()});
     report.equal = false;
   }
 }
 
 // A file against its entry in a receipt; a line where it is another.
-std::string CheckAgainstReceipt(Io& io, const std::string& folder, const Json& entry, const RunOptions& options, ReceiptReport& report) {
+std::string CheckAgainstReceipt(Io& io, const std::string& folder, const Json& entry, const RunOptions& options,
+                                ReceiptReport& report) {
   std::string name = entry.at("path"), path = JoinPath(folder, name);
   auto info = io.Stat(path);
   if (!info) return fmt::format("{}: missing, expected {} bytes", name, entry.at("size").get<uint64_t>());
@@ -72,7 +73,9 @@ std::string CheckAgainstReceipt(Io& io, const std::string& folder, const Json& e
     report.bytes += size;
   }
   std::string found = Hex(hash.Digest());
-  return found == entry.at("xxh3") ? "" : fmt::format("{}: XXH3 {}, expected {}", name, found, entry.at("xxh3").get<std::string>());
+  return found == entry.at("xxh3")
+             ? ""
+             : fmt::format("{}: XXH3 {}, expected {}", name, found, entry.at("xxh3").get<std::string>());
 }
 
 }  // namespace
@@ -99,7 +102,8 @@ std::vector<std::pair<std::string, Json>> HyperParametersOf(const Model& model) 
           {"qk_norm", model.Has("qk_norm")}};
 }
 
-VerifyReport VerifyCheckpoints(const Checkpoint& a, const Checkpoint& b, const RunOptions& options, const VerifyScope& scope) {
+VerifyReport VerifyCheckpoints(const Checkpoint& a, const Checkpoint& b, const RunOptions& options,
+                               const VerifyScope& scope) {
   VerifyReport report;
   if (scope.hyperparameters) CompareHyperParameters(a, b, report);
   Paired paired = PairUp(a, b);
@@ -128,10 +132,13 @@ VerifyReport Verify(const std::string& a, const std::string& b, const RunOptions
 
 ReceiptReport VerifyReceipt(const std::string& path, const RunOptions& options) {
   Io& io = PosixIo();
-  if (!io.Stat(path)) throw Error(Code::kNotFound, "there is no such folder, expected a checkpoint").At("reading", path);
+  if (!io.Stat(path))
+    throw Error(Code::kNotFound, "there is no such folder, expected a checkpoint").At("reading", path);
   std::optional<Json> receipt = ReadReceipt(io, path);
   if (!receipt)
-    throw Error(Code::kNotFound, "there is no receipt .reshard.json, expected one; give a second checkpoint to compare with").At("reading", path);
+    throw Error(Code::kNotFound,
+                "there is no receipt .reshard.json, expected one; give a second checkpoint to compare with")
+        .At("reading", path);
   ReceiptReport report;
   for (const Json& entry : receipt->at("files")) {
     std::string problem = CheckAgainstReceipt(io, path, entry, options, report);

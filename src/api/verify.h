@@ -10,7 +10,8 @@ struct VerifyScope {
   bool hyperparameters = true;
 };
 
-VerifyReport VerifyCheckpoints(const Checkpoint& a, const Checkpoint& b, const RunOptions& options, const VerifyScope& scope);
+VerifyReport VerifyCheckpoints(const Checkpoint& a, const Checkpoint& b, const RunOptions& options,
+                               const VerifyScope& scope);
 
 // The hyper-parameters of a model, in the order of print: names of config.json and their values.
 std::vector<std::pair<std::string, Json>> HyperParametersOf(const Model& model);

@@ -27,7 +27,8 @@ inline std::optional<uint64_t> CheckedMultiply(uint64_t a, uint64_t b) {
 inline uint64_t CeilDiv(uint64_t a, uint64_t b) { return a / b + (a % b != 0); }
 inline uint64_t RoundUp(uint64_t a, uint64_t multiple) { return CeilDiv(a, multiple) * multiple; }
 
-static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "every format here is little-endian, and so must the machine be");
+static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__,
+              "every format here is little-endian, and so must the machine be");
 
 template <typename T>
 T LoadLittle(const void* bytes) {

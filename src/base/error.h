@@ -1,7 +1,8 @@
 // One exception type for everything that can go wrong, and the codes that callers act upon.
 //
-// Message grammar: "<verb>ing <path>[, tensor '<name>']: <found>, expected <wanted>[; <remedy>]". The thrower writes the
-// part behind the colon; each layer adds only what it knows (file layer: path; format: tensor), and only if it is absent.
+// Message grammar: "<verb>ing <path>[, tensor '<name>']: <found>, expected <wanted>[; <remedy>]". The thrower writes
+// the part behind the colon; each layer adds only what it knows (file layer: path; format: tensor), and only if it is
+// absent.
 #pragma once
 
 #include <exception>
@@ -34,8 +35,8 @@ class Error : public std::exception {
  public:
   Error(Code code, std::string message);
 
-  // Both return *this, so that `throw Error(...).At("reading", path).Tensor(name);` reads as one sentence. They keep what
-  // a deeper layer has already said.
+  // Both return *this, so that `throw Error(...).At("reading", path).Tensor(name);` reads as one sentence. They keep
+  // what a deeper layer has already said.
   Error& At(std::string action, std::string path);
   Error& Tensor(std::string name);
 

@@ -21,7 +21,7 @@ class Xxh3 {
   std::unique_ptr<State> state_;
 };
 
-std::string Hex(uint64_t value);               // 16 lower-case digits
+std::string Hex(uint64_t value);                // 16 lower-case digits
 std::string Sha256Hex(std::string_view bytes);  // 64 lower-case digits
 
 }  // namespace reshard

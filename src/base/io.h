@@ -31,8 +31,8 @@ class File {
  public:
   virtual ~File() = default;  // closes, and ignores what closing says: Sync first
 
-  // Fills all of `size` bytes from `offset`; a file that ends before is kCorrupt ("the file may be cut off"). One system
-  // call moves at most 1 MiB.
+  // Fills all of `size` bytes from `offset`; a file that ends before is kCorrupt ("the file may be cut off"). One
+  // system call moves at most 1 MiB.
   virtual void ReadAt(void* buffer, uint64_t size, uint64_t offset) = 0;
   virtual void WriteAt(const void* buffer, uint64_t size, uint64_t offset) = 0;
   virtual void Truncate(uint64_t size) = 0;

@@ -29,7 +29,8 @@ std::string Position(std::string_view text, size_t byte) {
 
 // The library's words without its position and without the last token, which may be as long as the file.
 std::string Explanation(const std::string& what) {
-  if (what.find("number overflow") != what.npos) return "a number beyond the range of 64-bit floats, expected one within";
+  if (what.find("number overflow") != what.npos)
+    return "a number beyond the range of 64-bit floats, expected one within";
   size_t begin = what.find("syntax error");
   return "no JSON: " + what.substr(begin, what.find("; last read:", begin) - begin) + ", expected JSON";
 }
@@ -84,7 +85,8 @@ class Builder : public nlohmann::json_sax<Json> {
     return true;
   }
   bool Open(Json empty) {
-    if (open_.size() == kMaxLevels) throw Corrupt(fmt::format("more than {} levels of nesting, expected fewer", kMaxLevels), path_);
+    if (open_.size() == kMaxLevels)
+      throw Corrupt(fmt::format("more than {} levels of nesting, expected fewer", kMaxLevels), path_);
     Json& placed = Place(std::move(empty));
     open_.push_back({&placed, {}, {}});
     return true;

@@ -87,7 +87,8 @@ class Builder : public YAML::EventHandler {
   }
   void OnAlias(const YAML::Mark& mark, YAML::anchor_t anchor) override {
     auto found = anchors_.find(anchor);
-    if (found == anchors_.end()) throw AtLine(mark.line + 1, "an alias inside the node that it names, expected one behind it");
+    if (found == anchors_.end())
+      throw AtLine(mark.line + 1, "an alias inside the node that it names, expected one behind it");
     CountTree(mark, found->second, open_.size());
     Add(mark, found->second);
   }
@@ -137,8 +138,10 @@ class Builder : public YAML::EventHandler {
     if (++nodes_ > kMaxNodes)
       throw AtLine(mark.line + 1, fmt::format("more than {} nodes with those of aliases, expected fewer", kMaxNodes));
     if (text_bytes_ > kMaxText)
-      throw AtLine(mark.line + 1, fmt::format("more than {} bytes of scalars with those of aliases, expected fewer", kMaxText));
-    if (levels > kMaxLevels) throw AtLine(mark.line + 1, fmt::format("more than {} levels of nesting, expected fewer", kMaxLevels));
+      throw AtLine(mark.line + 1,
+                   fmt::format("more than {} bytes of scalars with those of aliases, expected fewer", kMaxText));
+    if (levels > kMaxLevels)
+      throw AtLine(mark.line + 1, fmt::format("more than {} levels of nesting, expected fewer", kMaxLevels));
   }
   void CountTree(const YAML::Mark& mark, const Yaml& node, size_t levels) {
     Count(mark, node.text, levels + (node.type != Yaml::Type::kScalar));

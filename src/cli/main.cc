@@ -25,7 +25,8 @@ extern "C" void OnSignal(int number) {
   stop = true;
 }
 
-// SIGINT and SIGTERM ask workers to stop; a closed pipe and a file size limit are errors of the call, not of the process.
+// SIGINT and SIGTERM ask workers to stop; a closed pipe and a file size limit are errors of the call, not of the
+// process.
 void InstallSignals() {
   struct sigaction action = {};
   action.sa_handler = OnSignal;
@@ -36,7 +37,8 @@ void InstallSignals() {
 
 // A descriptor of the first three that is closed would be given to the next file that is opened, and written to.
 void KeepStandardDescriptors() {
-  for (int fd = open("/dev/null", O_RDWR | O_CLOEXEC); fd >= 0 && fd <= STDERR_FILENO; fd = open("/dev/null", O_RDWR | O_CLOEXEC)) {
+  for (int fd = open("/dev/null", O_RDWR | O_CLOEXEC); fd >= 0 && fd <= STDERR_FILENO;
+       fd = open("/dev/null", O_RDWR | O_CLOEXEC)) {
   }
 }
 
@@ -68,11 +70,25 @@ int Convert(Options& options, Log& log, bool plan_only) {
     return 0;
   }
   double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-  for (const auto& [tensor, count] : report.overflows) log.Note(fmt::format("tensor '{}': {} finite values became infinite", tensor, count));
-  log.Done(fmt::format("{} {}: {} files, {} in {:.1f} s ({}/s)", options.convert.discard ? "measured and discarded" : "wrote", plan.target, Grouped(report.files),
-                       HumanBytes(report.bytes_written), seconds, HumanBytes(static_cast<uint64_t>(static_cast<double>(report.bytes_written) / seconds))),
-           {{"event", "done"}, {"plan_id", plan.id}, {"files", report.files}, {"bytes_read", report.bytes_read}, {"bytes_written", report.bytes_written}, {"seconds", seconds}});
-  if (options.json) Print(Dump({{"plan_id", plan.id}, {"target", plan.target}, {"files", report.files}, {"bytes_read", report.bytes_read}, {"bytes_written", report.bytes_written}, {"seconds", seconds}}));
+  for (const auto& [tensor, count] : report.overflows)
+    log.Note(fmt::format("tensor '{}': {} finite values became infinite", tensor, count));
+  log.Done(fmt::format("{} {}: {} files, {} in {:.1f} s ({}/s)",
+                       options.convert.discard ? "measured and discarded" : "wrote", plan.target, Grouped(report.files),
+                       HumanBytes(report.bytes_written), seconds,
+                       HumanBytes(static_cast<uint64_t>(static_cast<double>(report.bytes_written) / seconds))),
+           {{"event", "done"},
+            {"plan_id", plan.id},
+            {"files", report.files},
+            {"bytes_read", report.bytes_read},
+            {"bytes_written", report.bytes_written},
+            {"seconds", seconds}});
+  if (options.json)
+    Print(Dump({{"plan_id", plan.id},
+                {"target", plan.target},
+                {"files", report.files},
+                {"bytes_read", report.bytes_read},
+                {"bytes_written", report.bytes_written},
+                {"seconds", seconds}}));
   return 0;
 }
 
@@ -85,11 +101,13 @@ int RunInspect(const Options& options) {
 int VerifyOne(const Options& options) {
   ReceiptReport report = VerifyReceipt(options.paths[0], options.convert.run);
   if (options.json) {
-    Print(Dump({{"equal", report.equal}, {"files", report.files}, {"bytes", report.bytes}, {"problems", report.problems}}));
+    Print(Dump(
+        {{"equal", report.equal}, {"files", report.files}, {"bytes", report.bytes}, {"problems", report.problems}}));
   } else {
     std::string text;
     for (const std::string& problem : report.problems) text += "differs  " + problem + "\n";
-    Print(text + fmt::format("{}: {} files, {}, against the receipt\n", report.equal ? "equal" : "not equal", Grouped(report.files), HumanBytes(report.bytes)));
+    Print(text + fmt::format("{}: {} files, {}, against the receipt\n", report.equal ? "equal" : "not equal",
+                             Grouped(report.files), HumanBytes(report.bytes)));
   }
   return report.equal ? 0 : kDiffers;
 }
@@ -118,7 +136,8 @@ int PrintTable(const std::vector<TableRow>& rows, const char* heading, const Opt
 
 Json TableJson(const std::vector<TableRow>& rows) {
   Json json = Json::array();
-  for (const TableRow& row : rows) json.push_back({{"kind", row.name}, {"format", row.details[0]}, {"what", row.description}});
+  for (const TableRow& row : rows)
+    json.push_back({{"kind", row.name}, {"format", row.details[0]}, {"what", row.description}});
   return json;
 }
 
@@ -126,7 +145,8 @@ int RunCommand(const std::string& command, Options& options, Log& log) {
   if (command == "convert" || command == "plan") return Convert(options, log, command == "plan");
   if (command == "inspect") return RunInspect(options);
   if (command == "verify") return RunVerify(options, log);
-  if (command == "families") return PrintTable(FamilyTable(), "family     group      class", options, Json::parse(FamiliesJson()));
+  if (command == "families")
+    return PrintTable(FamilyTable(), "family     group      class", options, Json::parse(FamiliesJson()));
   return PrintTable(FormatTable(), "kind       format     what", options, TableJson(FormatTable()));
 }
 
@@ -140,7 +160,8 @@ int ExitOf(const Error& error) {
 bool WantsJsonLog(const std::vector<std::string>& words) {
   for (size_t i = 0; i < words.size(); ++i) {
     if (words[i] == "--log_format=json" || words[i] == "--log-format=json") return true;
-    if ((words[i] == "--log_format" || words[i] == "--log-format") && i + 1 < words.size() && words[i + 1] == "json") return true;
+    if ((words[i] == "--log_format" || words[i] == "--log-format") && i + 1 < words.size() && words[i + 1] == "json")
+      return true;
   }
   return false;
 }
@@ -165,8 +186,9 @@ int Main(const std::string& program, std::vector<std::string> words) {
     std::vector<std::string> known = Commands();
     if (std::find(known.begin(), known.end(), command) == known.end()) {
       std::string closest = Closest(command, known);
-      throw Error(Code::kInvalidArgument, fmt::format("the command '{}' is not known{}; `reshard --help` lists all", command,
-                                                      closest.empty() ? "" : ", did you mean " + closest + "?"));
+      throw Error(Code::kInvalidArgument,
+                  fmt::format("the command '{}' is not known{}; `reshard --help` lists all", command,
+                              closest.empty() ? "" : ", did you mean " + closest + "?"));
     }
     Options options = ParseOptions(command, std::move(words), program == "ns");
     if (options.help) {
@@ -182,7 +204,8 @@ int Main(const std::string& program, std::vector<std::string> words) {
     early.Failure(Error(Code::kIo, "the system gave no more memory; a smaller --max_memory may fit"));
     return ExitCode(Code::kIo);
   } catch (const std::exception& error) {
-    early.Failure(Error(Code::kInternal, fmt::format("{}; this is a bug of reshard, please report it with the command", error.what())));
+    early.Failure(Error(Code::kInternal,
+                        fmt::format("{}; this is a bug of reshard, please report it with the command", error.what())));
     return ExitCode(Code::kInternal);
   }
 }

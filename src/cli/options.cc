@@ -35,10 +35,10 @@ constexpr const char* kExitCodes =
 using Store = std::function<void(Options&, const std::string&)>;
 
 struct OptionRow {
-  const char* names;   // with one spelling each, '_' for '-' too: "--convert_to,--to"
-  const char* value;   // in the help; empty for a flag
+  const char* names;  // with one spelling each, '_' for '-' too: "--convert_to,--to"
+  const char* value;  // in the help; empty for a flag
   unsigned commands;
-  const char* help;    // empty: not listed, an old spelling
+  const char* help;  // empty: not listed, an old spelling
   Store store;
 };
 
@@ -55,7 +55,8 @@ uint64_t Count(const std::string& name, const std::string& value, uint64_t least
   bool digits = !value.empty() && value.size() < 12 && value.find_first_not_of("0123456789") == std::string::npos;
   uint64_t count = digits ? std::stoull(value) : 0;
   if (!digits || count < least || count > most)
-    throw Usage(name + " is '" + value + "', expected a whole number from " + std::to_string(least) + " to " + std::to_string(most));
+    throw Usage(name + " is '" + value + "', expected a whole number from " + std::to_string(least) + " to " +
+                std::to_string(most));
   return count;
 }
 
@@ -73,10 +74,14 @@ const std::vector<OptionRow>& Table() {
       {"--convert_from,--from", "KIND", kConvert, "hf or nemo; by default what IN is",
        [](Options& o, const std::string& v) { o.convert.from = v; }},
       {"--convert_to,--to", "KIND", kConvert, "hf or nemo", [](Options& o, const std::string& v) { o.convert.to = v; }},
-      {"--model_type", "GROUP", kConvert | kInspect, "llama (Llama, Mistral) or qwen (Qwen 2, 3); by default as\nthe files say",
-       [](Options& o, const std::string& v) { o.convert.model_type = OneOf("--model_type", v, {"llama", "qwen"}); }},
+      {"--model_type", "GROUP", kConvert | kInspect,
+       "llama (Llama, Mistral) or qwen (Qwen 2, 3); by default as\nthe files say",
+       [](Options& o, const std::string& v) {
+         o.convert.model_type = OneOf("--model_type", v, {"llama", "qwen"});
+       }},
       {"--hf_model_name", "NAME", kConvert,
-       "a folder or a hub name: the tokenizer of a NeMo target, the\nconfig and tokenizer of a HuggingFace one made from NeMo",
+       "a folder or a hub name: the tokenizer of a NeMo target, the\nconfig and tokenizer of a HuggingFace one made "
+       "from NeMo",
        [](Options& o, const std::string& v) { o.convert.hf_model_name = v; }},
       {"--dtype,--precision", "DTYPE", kConvert, "bf16, fp16 or fp32; by default every tensor keeps its own",
        [](Options& o, const std::string& v) { o.convert.dtype = v; }},
@@ -98,35 +103,66 @@ const std::vector<OptionRow>& Table() {
       {"--verify", "", kConvert, "compare the result with the source before it is published",
        [](Options& o, const std::string&) { o.convert.verify = true; }},
       {"--dry_run", "", kConvert, "print the plan and stop", [](Options& o, const std::string&) { o.dry_run = true; }},
-      {"--max_memory", "SIZE", kConvert | kInspect | kVerify, "the most resident memory, everything counted, by default\n256MiB",
+      {"--max_memory", "SIZE", kConvert | kInspect | kVerify,
+       "the most resident memory, everything counted, by default\n256MiB",
        [](Options& o, const std::string& v) { o.convert.run.max_memory = ParseSize(v, "--max_memory"); }},
       {"--workers", "N", kConvert | kVerify, "threads that move data; by default one a core, 2 to 8",
-       [](Options& o, const std::string& v) { o.convert.run.workers = static_cast<unsigned>(Count("--workers", v, 1, 256)); }},
+       [](Options& o, const std::string& v) {
+         o.convert.run.workers = static_cast<unsigned>(Count("--workers", v, 1, 256));
+       }},
       {"--io_engine", "NAME", kConvert, "buffered, or discard: move all data and write none, for\nmeasuring",
-       [](Options& o, const std::string& v) { o.convert.discard = OneOf("--io_engine", v, {"buffered", "discard"}) == "discard"; }},
-      {"--json", "", kConvert | kInspect | kVerify | kTables, "print results as JSON", [](Options& o, const std::string&) { o.json = true; }},
+       [](Options& o, const std::string& v) {
+         o.convert.discard = OneOf("--io_engine", v, {"buffered", "discard"}) == "discard";
+       }},
+      {"--json", "", kConvert | kInspect | kVerify | kTables, "print results as JSON",
+       [](Options& o, const std::string&) { o.json = true; }},
       {"--log_format", "text|json", kConvert | kVerify, "how progress, notes and errors look on stderr",
-       [](Options& o, const std::string& v) { o.log_format = OneOf("--log_format", v, {"text", "json"}); }},
-      {"--quiet", "", kConvert | kInspect | kVerify, "no progress, no notes", [](Options& o, const std::string&) { o.quiet = true; }},
+       [](Options& o, const std::string& v) {
+         o.log_format = OneOf("--log_format", v, {"text", "json"});
+       }},
+      {"--quiet", "", kConvert | kInspect | kVerify, "no progress, no notes",
+       [](Options& o, const std::string&) { o.quiet = true; }},
       {"--num_gpus", "N", kConvert, "accepted; nothing here needs a GPU",
        Needless("--num_gpus", "hf and nemo checkpoints do not depend on a number of GPUs")},
       {"--num_nodes", "N", kConvert, "accepted; it matters to TensorRT-LLM only",
        Needless("--num_nodes", "hf and nemo checkpoints do not depend on a number of nodes")},
-      {"--cpu_only", "", kConvert, "accepted; nothing here needs a GPU", Needless("--cpu-only", "nothing here uses a GPU")},
+      {"--cpu_only", "", kConvert, "accepted; nothing here needs a GPU",
+       Needless("--cpu-only", "nothing here uses a GPU")},
       {"--tmp_out_path", "PATH", kConvert, "accepted; there is no intermediate file",
        Needless("--tmp-out-path", "weights are streamed, there is no intermediate file")},
-      {"--help", "", kConvert | kInspect | kVerify | kTables, "this text", [](Options& o, const std::string&) { o.help = true; }},
+      {"--help", "", kConvert | kInspect | kVerify | kTables, "this text",
+       [](Options& o, const std::string&) { o.help = true; }},
   };
   return kTable;
 }
 
 // Known to users of `ns convert`, and not here yet.
 constexpr const char* kLater[] = {
-    "--cluster",      "--expname",        "--partition",           "--run_after",            "--config_dir",
-    "--log_dir",      "--trt_prepare_args", "--trt_reuse_tmp_engine", "--no_trt_reuse_tmp_engine", "--time_min",
-    "--reuse_code_exp", "--exclusive",    "--reuse_code",          "--calib_dataset",        "--calib_size",
-    "--mount_paths",  "--check_mounted_paths", "--installation_command", "--skip_hf_home_check", "--qos",
-    "--sbatch_kwargs", "--tp_size",       "--pp_size",             "--convert_tasks",        "--use_weight_only",
+    "--cluster",
+    "--expname",
+    "--partition",
+    "--run_after",
+    "--config_dir",
+    "--log_dir",
+    "--trt_prepare_args",
+    "--trt_reuse_tmp_engine",
+    "--no_trt_reuse_tmp_engine",
+    "--time_min",
+    "--reuse_code_exp",
+    "--exclusive",
+    "--reuse_code",
+    "--calib_dataset",
+    "--calib_size",
+    "--mount_paths",
+    "--check_mounted_paths",
+    "--installation_command",
+    "--skip_hf_home_check",
+    "--qos",
+    "--sbatch_kwargs",
+    "--tp_size",
+    "--pp_size",
+    "--convert_tasks",
+    "--use_weight_only",
 };
 
 std::vector<std::string> NamesOf(const OptionRow& row) {
@@ -165,13 +201,17 @@ void RefuseUnknown(const std::string& word, const CommandRow& command) {
   std::string name = word.substr(0, word.find('='));
   for (const char* later : kLater)
     if (name == later)
-      throw Error(Code::kUnsupported, name + " (launching, TensorRT-LLM) is not supported by this version, expected an option of `reshard " + command.name + " --help`");
+      throw Error(Code::kUnsupported,
+                  name +
+                      " (launching, TensorRT-LLM) is not supported by this version, expected an option of `reshard " +
+                      command.name + " --help`");
   std::vector<std::string> known;
   for (const OptionRow& row : Table())
     if (row.commands & command.bit)
       for (const std::string& other : NamesOf(row)) known.push_back(other);
   std::string closest = Closest(name, known);
-  throw Usage("the option " + name + " is not known" + (closest.empty() ? "" : ", did you mean " + closest + "?") + "; `reshard " + command.name + " --help` lists all");
+  throw Usage("the option " + name + " is not known" + (closest.empty() ? "" : ", did you mean " + closest + "?") +
+              "; `reshard " + command.name + " --help` lists all");
 }
 
 void TakePaths(const CommandRow& command, Options& options) {
@@ -193,7 +233,8 @@ void TakePaths(const CommandRow& command, Options& options) {
   }
   size_t least = command.bit == kTables ? 0 : 1, most = command.bit == kVerify ? 2 : least;
   if (paths.size() < least) throw Usage("there is no path, expected " + std::string(command.arguments));
-  if (paths.size() > most) throw Usage("the word '" + paths[most] + "' is one too many, expected " + std::string(command.arguments));
+  if (paths.size() > most)
+    throw Usage("the word '" + paths[most] + "' is one too many, expected " + std::string(command.arguments));
 }
 
 // Optimal string alignment distance: an insertion, deletion, replacement or swap of neighbours counts one.
@@ -206,7 +247,8 @@ size_t Distance(const std::string& a, const std::string& b) {
         continue;
       }
       d[i][j] = std::min({d[i - 1][j] + 1, d[i][j - 1] + 1, d[i - 1][j - 1] + (a[i - 1] != b[j - 1])});
-      if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1]) d[i][j] = std::min(d[i][j], d[i - 2][j - 2] + 1);
+      if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1])
+        d[i][j] = std::min(d[i][j], d[i - 2][j - 2] + 1);
     }
   }
   return d[a.size()][b.size()];
@@ -246,13 +288,16 @@ std::string HelpText(const std::string& name) {
     std::string text = "reshard " + std::string(Version()) +
                        ": moves a language model's weights between HuggingFace and NeMo, bit for bit.\n\n"
                        "usage: reshard COMMAND ...\n\n";
-    for (const CommandRow& row : kCommands) text += std::string("  ") + row.name + std::string(12 - std::string(row.name).size(), ' ') + row.what + "\n";
+    for (const CommandRow& row : kCommands)
+      text += std::string("  ") + row.name + std::string(12 - std::string(row.name).size(), ' ') + row.what + "\n";
     return text + "\n  --version   print the version\n\n`reshard COMMAND --help` explains one.\n" + kExitCodes;
   }
-  std::string text = std::string("usage: reshard ") + command->name + " " + command->arguments + "\n\n" + command->what + "\n\n";
+  std::string text =
+      std::string("usage: reshard ") + command->name + " " + command->arguments + "\n\n" + command->what + "\n\n";
   for (const OptionRow& row : Table())
     if (row.commands & command->bit) text += OptionHelp(row);
-  return text + "\nNames take '-' for '_'; sizes are 10GB or 256MiB; of an option given twice the last counts.\n" + kExitCodes;
+  return text + "\nNames take '-' for '_'; sizes are 10GB or 256MiB; of an option given twice the last counts.\n" +
+         kExitCodes;
 }
 
 Options ParseOptions(const std::string& name, std::vector<std::string> words, bool called_ns) {
@@ -271,11 +316,13 @@ Options ParseOptions(const std::string& name, std::vector<std::string> words, bo
   for (const OptionRow& row : Table()) {
     if (!(row.commands & command.bit)) continue;
     if (*row.value) {
-      app.add_option_function<std::string>(row.names, [&options, &row](const std::string& value) { row.store(options, value); })
+      app.add_option_function<std::string>(row.names,
+                                           [&options, &row](const std::string& value) { row.store(options, value); })
           ->multi_option_policy(CLI::MultiOptionPolicy::TakeLast)
           ->allow_extra_args(false);
     } else {
-      app.add_flag_callback(row.names, [&options, &row] { row.store(options, ""); })->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
+      app.add_flag_callback(row.names, [&options, &row] { row.store(options, ""); })
+          ->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
     }
   }
   std::reverse(words.begin(), words.end());  // CLI11 takes them from the back

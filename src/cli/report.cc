@@ -13,10 +13,12 @@
 namespace reshard::cli {
 namespace {
 
-// Names and other words of the input, with nothing in them that a terminal would obey, and not longer than a line bears.
+// Names and other words of the input, with nothing in them that a terminal would obey, and not longer than a line
+// bears.
 std::string Printable(const std::string& text) {
   std::string safe;
-  for (unsigned char c : text) safe += c < ' ' || c == 0x7f ? fmt::format("\\x{:02x}", c) : std::string(1, static_cast<char>(c));
+  for (unsigned char c : text)
+    safe += c < ' ' || c == 0x7f ? fmt::format("\\x{:02x}", c) : std::string(1, static_cast<char>(c));
   constexpr size_t kLongest = 400;
   if (safe.size() > kLongest) safe = safe.substr(0, kLongest / 2) + "..." + safe.substr(safe.size() - kLongest / 4);
   return safe;
@@ -27,7 +29,9 @@ Json Text(const std::string& value) { return Json::parse(value); }
 std::string Shape(const std::vector<uint64_t>& shape) { return fmt::format("[{}]", fmt::join(shape, ", ")); }
 
 Json ElementJson(const TensorDifference::Element& element, bool with_ulps) {
-  auto number = [](double value) -> Json { return std::isfinite(value) ? Json(value) : Json(fmt::format("{}", value)); };
+  auto number = [](double value) -> Json {
+    return std::isfinite(value) ? Json(value) : Json(fmt::format("{}", value));
+  };
   Json json = {{"index", element.index}, {"a", number(element.a)}, {"b", number(element.b)}};
   if (with_ulps) json["ulps"] = element.ulps;
   return json;
@@ -76,7 +80,8 @@ std::string FileLines(const std::vector<NamedSize>& files) {
   std::string text;
   for (size_t i = 0; i < std::min(rows.size(), kShown); ++i) {
     auto [count, bytes] = rows[i].second;
-    text += fmt::format("  {:>10}  {}{}\n", HumanBytes(bytes), Printable(rows[i].first), count > 1 ? fmt::format(" ({} files)", count) : "");
+    text += fmt::format("  {:>10}  {}{}\n", HumanBytes(bytes), Printable(rows[i].first),
+                        count > 1 ? fmt::format(" ({} files)", count) : "");
   }
   if (rows.size() > kShown) text += fmt::format("  and {} more\n", rows.size() - kShown);
   return text;
@@ -98,7 +103,12 @@ std::string HumanBytes(uint64_t bytes) {
   double value = static_cast<double>(bytes);
   size_t unit = 0;
   for (; value >= 999.5 && unit + 1 < std::size(kUnits); ++unit) value /= 1000;
-  return unit == 0 ? fmt::format("{} B", bytes) : fmt::format("{:.{}f} {}", value, value < 9.995 ? 2 : value < 99.95 ? 1 : 0, kUnits[unit]);
+  return unit == 0 ? fmt::format("{} B", bytes)
+                   : fmt::format("{:.{}f} {}", value,
+                                 value < 9.995   ? 2
+                                 : value < 99.95 ? 1
+                                                 : 0,
+                                 kUnits[unit]);
 }
 
 std::string HumanCount(uint64_t count) {
@@ -143,7 +153,8 @@ void Log::Done(const std::string& text, const Json& fields) {
 void Log::Failure(const Error& error) {
   ClearBar();
   if (json_) {
-    Json line = {{"event", "error"}, {"code", CodeName(error.code())}, {"exit", ExitCode(error.code())}, {"text", error.what()}};
+    Json line = {
+        {"event", "error"}, {"code", CodeName(error.code())}, {"exit", ExitCode(error.code())}, {"text", error.what()}};
     if (!error.path().empty()) line["path"] = error.path();
     if (!error.tensor().empty()) line["tensor"] = error.tensor();
     Line(line);
@@ -160,17 +171,25 @@ void Log::Progress(const char* doing, uint64_t done, uint64_t total) {
   double rate = seconds > 0 ? static_cast<double>(done) / seconds : 0;
   double left = rate > 0 ? static_cast<double>(total - done) / rate : 0;
   if (json_) {
-    Line({{"event", "progress"}, {"doing", doing}, {"bytes_done", done}, {"bytes_total", total}, {"bytes_per_second", static_cast<uint64_t>(rate)},
+    Line({{"event", "progress"},
+          {"doing", doing},
+          {"bytes_done", done},
+          {"bytes_total", total},
+          {"bytes_per_second", static_cast<uint64_t>(rate)},
           {"seconds_left", static_cast<uint64_t>(left)}});
     return;
   }
   winsize size{};
   int columns = ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col ? size.ws_col : 80;
-  std::string numbers = fmt::format(" {:3.0f} %  {} of {}  {}/s  {}:{:02} left", total ? 100.0 * static_cast<double>(done) / static_cast<double>(total) : 100.0,
-                                    HumanBytes(done), HumanBytes(total), HumanBytes(static_cast<uint64_t>(rate)), static_cast<uint64_t>(left) / 60,
-                                    static_cast<uint64_t>(left) % 60);
-  int width = std::clamp(columns - static_cast<int>(numbers.size()) - static_cast<int>(std::string(doing).size()) - 5, 0, 40);
-  int filled = total ? static_cast<int>(static_cast<double>(width) * static_cast<double>(done) / static_cast<double>(total)) : width;
+  std::string numbers = fmt::format(" {:3.0f} %  {} of {}  {}/s  {}:{:02} left",
+                                    total ? 100.0 * static_cast<double>(done) / static_cast<double>(total) : 100.0,
+                                    HumanBytes(done), HumanBytes(total), HumanBytes(static_cast<uint64_t>(rate)),
+                                    static_cast<uint64_t>(left) / 60, static_cast<uint64_t>(left) % 60);
+  int width =
+      std::clamp(columns - static_cast<int>(numbers.size()) - static_cast<int>(std::string(doing).size()) - 5, 0, 40);
+  int filled =
+      total ? static_cast<int>(static_cast<double>(width) * static_cast<double>(done) / static_cast<double>(total))
+            : width;
   std::string bar;
   for (int i = 0; i < width; ++i) bar += i < filled ? "━" : "╌";
   Say(fmt::format("\r\033[K{} {}{}", doing, bar, numbers));
@@ -201,10 +220,11 @@ Json PlanJson(const PlanReport& plan) {
 
 std::string PlanText(const PlanReport& plan) {
   std::string text = fmt::format("plan     {}\n", plan.id);
-  text += fmt::format("from     {}  ({} {}, {} parameters, {})\n", Printable(plan.source), plan.source_kind, plan.family, HumanCount(plan.parameters),
-                      HumanBytes(plan.source_bytes));
+  text += fmt::format("from     {}  ({} {}, {} parameters, {})\n", Printable(plan.source), plan.source_kind,
+                      plan.family, HumanCount(plan.parameters), HumanBytes(plan.source_bytes));
   text += fmt::format("to       {}  ({})\n", Printable(plan.target), plan.target_kind);
-  text += fmt::format("reads    {} bytes\nwrites   {} bytes in {} files\n", Grouped(plan.bytes_read), Grouped(plan.bytes_written), Grouped(plan.files.size()));
+  text += fmt::format("reads    {} bytes\nwrites   {} bytes in {} files\n", Grouped(plan.bytes_read),
+                      Grouped(plan.bytes_written), Grouped(plan.files.size()));
   text += fmt::format("work     {} ops, about {} MiB of memory\n", Grouped(plan.ops), plan.peak_memory >> 20);
   if (!plan.copied.empty()) text += Printable(fmt::format("copies   {}", fmt::join(plan.copied, ", "))) + "\n";
   if (!plan.left.empty()) text += Printable(fmt::format("leaves   {}", fmt::join(plan.left, ", "))) + "\n";
@@ -213,7 +233,11 @@ std::string PlanText(const PlanReport& plan) {
 }
 
 Json InspectJson(const InspectReport& report) {
-  Json json = {{"path", report.path}, {"kind", report.kind}, {"format", report.format}, {"family", report.family}, {"architecture", report.architecture}};
+  Json json = {{"path", report.path},
+               {"kind", report.kind},
+               {"format", report.format},
+               {"family", report.family},
+               {"architecture", report.architecture}};
   json["hyperparameters"] = Json::object();
   for (const auto& [key, value] : report.hyperparameters) json["hyperparameters"][key] = Text(value);
   json["parameters"] = report.parameters;
@@ -221,7 +245,8 @@ Json InspectJson(const InspectReport& report) {
   json["dtypes"] = Json::object();
   for (const auto& [name, count] : report.dtypes) json["dtypes"][name] = count;
   json["tensors"] = Json::array();
-  for (const TensorReport& tensor : report.tensors) json["tensors"].push_back({{"name", tensor.name}, {"dtype", tensor.dtype}, {"shape", tensor.shape}});
+  for (const TensorReport& tensor : report.tensors)
+    json["tensors"].push_back({{"name", tensor.name}, {"dtype", tensor.dtype}, {"shape", tensor.shape}});
   json["shards"] = Json::array();
   for (const NamedSize& shard : report.shards) json["shards"].push_back({{"path", shard.path}, {"size", shard.size}});
   json["notes"] = report.notes;
@@ -232,22 +257,30 @@ std::string InspectText(const InspectReport& report) {
   bool color = isatty(STDOUT_FILENO);
   auto bold = [&](const std::string& words) { return color ? "\033[1m" + words + "\033[0m" : words; };
   std::string text = bold(fmt::format("{}  {} parameters", report.architecture, HumanCount(report.parameters))) + "\n";
-  text += fmt::format("{}\n{} ({}), family {}, {} in {} files\n\n", Printable(report.path), report.kind, report.format, report.family, HumanBytes(report.bytes), Grouped(report.shards.size()));
+  text += fmt::format("{}\n{} ({}), family {}, {} in {} files\n\n", Printable(report.path), report.kind, report.format,
+                      report.family, HumanBytes(report.bytes), Grouped(report.shards.size()));
   for (const auto& [key, value] : report.hyperparameters)
     if (value != "null" && value != "false") text += fmt::format("  {:<24} {}\n", key, Printable(value));
   text += "\n" + bold(fmt::format("{} tensors", Grouped(report.tensors.size()))) + "\n";
   for (const Group& group : Groups(report.tensors))
-    text += fmt::format("  {:<62} {:<5} {}{}\n", Printable(group.name), group.dtype, group.shape, group.count > 1 ? fmt::format(" x {}", group.count) : "");
+    text += fmt::format("  {:<62} {:<5} {}{}\n", Printable(group.name), group.dtype, group.shape,
+                        group.count > 1 ? fmt::format(" x {}", group.count) : "");
   text += "\n" + bold("files") + "\n" + FileLines(report.shards);
   for (const std::string& note : report.notes) text += "\nnote: " + Printable(note) + "\n";
   return text;
 }
 
 Json VerifyJson(const VerifyReport& report) {
-  Json json = {{"equal", report.equal}, {"hyperparameters", Json::array()}, {"tensors", Json::array()}, {"missing", report.missing}, {"extra", report.extra}};
-  for (const auto& row : report.hyperparameters) json["hyperparameters"].push_back({{"key", row.key}, {"a", Text(row.a)}, {"b", Text(row.b)}});
+  Json json = {{"equal", report.equal},
+               {"hyperparameters", Json::array()},
+               {"tensors", Json::array()},
+               {"missing", report.missing},
+               {"extra", report.extra}};
+  for (const auto& row : report.hyperparameters)
+    json["hyperparameters"].push_back({{"key", row.key}, {"a", Text(row.a)}, {"b", Text(row.b)}});
   for (const TensorDifference& tensor : report.tensors) {
-    Json row = {{"name", tensor.name}, {"part", tensor.part}, {"verdict", tensor.verdict}, {"dtype_a", tensor.dtype_a}, {"dtype_b", tensor.dtype_b}, {"differing", tensor.differing}};
+    Json row = {{"name", tensor.name},       {"part", tensor.part},       {"verdict", tensor.verdict},
+                {"dtype_a", tensor.dtype_a}, {"dtype_b", tensor.dtype_b}, {"differing", tensor.differing}};
     if (tensor.first) row["first"] = ElementJson(*tensor.first, false);
     if (tensor.worst) row["worst"] = ElementJson(*tensor.worst, true);
     json["tensors"].push_back(row);
@@ -257,19 +290,23 @@ Json VerifyJson(const VerifyReport& report) {
 
 std::string VerifyText(const VerifyReport& report) {
   std::string text;
-  for (const auto& row : report.hyperparameters) text += fmt::format("differs  {}: {} in A, {} in B\n", row.key, row.a, row.b);
+  for (const auto& row : report.hyperparameters)
+    text += fmt::format("differs  {}: {} in A, {} in B\n", row.key, row.a, row.b);
   for (const std::string& name : report.missing) text += fmt::format("missing  {} is in A only\n", Printable(name));
   for (const std::string& name : report.extra) text += fmt::format("extra    {} is in B only\n", Printable(name));
   std::map<std::string, size_t> verdicts;
   for (const TensorDifference& tensor : report.tensors) {
     ++verdicts[tensor.verdict];
     if (tensor.verdict != "differs" || !tensor.first || !tensor.worst) continue;
-    text += fmt::format("differs  {} ({}) in {} elements: first at {}, {} in A, {} in B; worst at {}, {} in A, {} in B, {} ulp of {}\n", Printable(tensor.name), tensor.part,
-                        Grouped(tensor.differing), Shape(tensor.first->index), tensor.first->a, tensor.first->b, Shape(tensor.worst->index), tensor.worst->a,
-                        tensor.worst->b, tensor.worst->ulps == UINT64_MAX ? "infinitely many" : Grouped(tensor.worst->ulps), tensor.dtype_b);
+    text += fmt::format(
+        "differs  {} ({}) in {} elements: first at {}, {} in A, {} in B; worst at {}, {} in A, {} in B, {} ulp of {}\n",
+        Printable(tensor.name), tensor.part, Grouped(tensor.differing), Shape(tensor.first->index), tensor.first->a,
+        tensor.first->b, Shape(tensor.worst->index), tensor.worst->a, tensor.worst->b,
+        tensor.worst->ulps == UINT64_MAX ? "infinitely many" : Grouped(tensor.worst->ulps), tensor.dtype_b);
   }
   text += fmt::format("{}: {} parts equal", report.equal ? "equal" : "not equal", Grouped(verdicts["equal"]));
-  if (verdicts["equal_rounded"]) text += fmt::format(", {} equal after A is rounded to B's dtype", Grouped(verdicts["equal_rounded"]));
+  if (verdicts["equal_rounded"])
+    text += fmt::format(", {} equal after A is rounded to B's dtype", Grouped(verdicts["equal_rounded"]));
   if (verdicts["differs"]) text += fmt::format(", {} differ", Grouped(verdicts["differs"]));
   return text + "\n";
 }

@@ -13,7 +13,7 @@ namespace reshard {
 struct Difference {
   std::vector<uint64_t> index;  // of the part, in elements
   double a = 0, b = 0;
-  // Of b's dtype, between a rounded to it and b; -0 lies one below +0. UINT64_MAX where one of them is NaN, 1 for
+  // Of b's dtype, between a rounded to it and b; -0 and +0 are one value. UINT64_MAX where one of them is NaN, 1 for
   // dtypes that are not castable.
   uint64_t ulps = 0;
 };

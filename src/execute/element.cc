@@ -64,7 +64,7 @@ double ValueOf(const void* element) {
 // The element's place on the line of its dtype, lowest value first. NaNs lie beyond the infinities.
 int64_t Rank(uint32_t bits, uint32_t sign) {
   const int64_t magnitude = bits & (sign - 1);
-  return bits & sign ? -1 - magnitude : magnitude;
+  return bits & sign ? -magnitude : magnitude;
 }
 
 }  // namespace

@@ -41,8 +41,8 @@ struct Overflow {
 };
 
 struct ExecuteReport {
-  uint64_t bytes_read = 0;     // of source data
-  uint64_t bytes_written = 0;  // of target data and literals
+  uint64_t bytes_read = 0;          // of source data
+  uint64_t bytes_written = 0;       // of target data and literals
   std::vector<uint64_t> hashes;     // XXH3 of each of plan.files
   std::vector<Overflow> overflows;  // in plan order; publishing is for the caller to decide
 };
@@ -50,8 +50,8 @@ struct ExecuteReport {
 // Makes every file of the plan below `staging` (folders too): size, literals, data; hashes each when it is complete and
 // syncs them all. Open files are a bounded cache that also works with `ulimit -n 64`. Write-back is started behind the
 // cursor, so that dirty pages stay bounded. Source files are checked against SourceFile's size and mtime when opened.
-// Errors: kMismatch (a source changed; overlapping sources differ: names both tensors, the first index and both values),
-// kCorrupt, kIo, kNoSpace, kCancelled. After an error the staging folder holds rubbish.
+// Errors: kMismatch (a source changed; overlapping sources differ: names both tensors, the first index and both
+// values), kCorrupt, kIo, kNoSpace, kCancelled. After an error the staging folder holds rubbish.
 ExecuteReport Execute(const Plan& plan, const std::string& staging, Io& io, const ExecuteOptions& options);
 
 // The bytes one worker needs beside its stack.

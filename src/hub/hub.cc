@@ -16,9 +16,12 @@ std::string Environment(const char* name) {
 
 // "namespace/name" or "name", of the characters that the hub allows: never a way out of the cache folder.
 bool IsRepositoryName(const std::string& name) {
-  auto allowed = [](char c) { return std::isalnum(static_cast<unsigned char>(c)) || c == '_' || c == '.' || c == '-' || c == '/'; };
-  return !name.empty() && std::all_of(name.begin(), name.end(), allowed) && std::count(name.begin(), name.end(), '/') <= 1 &&
-         name.find("..") == std::string::npos && name.front() != '/' && name.back() != '/';
+  auto allowed = [](char c) {
+    return std::isalnum(static_cast<unsigned char>(c)) || c == '_' || c == '.' || c == '-' || c == '/';
+  };
+  return !name.empty() && std::all_of(name.begin(), name.end(), allowed) &&
+         std::count(name.begin(), name.end(), '/') <= 1 && name.find("..") == std::string::npos &&
+         name.front() != '/' && name.back() != '/';
 }
 
 }  // namespace
@@ -44,7 +47,8 @@ std::optional<std::string> FindModel(Io& io, const std::string& name) {
   if (!io.Stat(reference)) return std::nullopt;
   constexpr uint64_t kMaxReference = 1024;
   std::string commit = ReadWholeFile(io, reference, kMaxReference);
-  commit.erase(std::find_if(commit.begin(), commit.end(), [](unsigned char c) { return !std::isalnum(c); }), commit.end());
+  commit.erase(std::find_if(commit.begin(), commit.end(), [](unsigned char c) { return !std::isalnum(c); }),
+               commit.end());
   std::string snapshot = folder + "/snapshots/" + commit;
   if (commit.empty() || !is_folder(snapshot)) return std::nullopt;
   return snapshot;

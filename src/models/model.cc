@@ -36,7 +36,8 @@ uint64_t UnsignedAt(const Json& config, const char* key, uint64_t otherwise) {
 
 LayerKind SparseStepKind(uint64_t layer, const Json& config) {
   auto dense = config.find("mlp_only_layers");
-  bool listed = dense != config.end() && dense->is_array() && std::find(dense->begin(), dense->end(), layer) != dense->end();
+  bool listed =
+      dense != config.end() && dense->is_array() && std::find(dense->begin(), dense->end(), layer) != dense->end();
   uint64_t step = std::max<uint64_t>(UnsignedAt(config, "decoder_sparse_step", 1), 1);
   return listed || (layer + 1) % step != 0 ? LayerKind::kDense : LayerKind::kMoe;
 }
@@ -55,7 +56,8 @@ LayerKind KindOfLayer(LayerRule rule, uint64_t layer, const Json& config) {
   throw Error(Code::kInternal, "a layer rule without a case");
 }
 
-void CheckLayouts(const char* kind, const Block& block, std::span<const Layout> layouts, std::vector<std::string>& out) {
+void CheckLayouts(const char* kind, const Block& block, std::span<const Layout> layouts,
+                  std::vector<std::string>& out) {
   std::map<std::string_view, int> held;
   for (const PartRow& row : block.rows) held[row.role] = 0;
   for (const Layout& layout : layouts) {
@@ -94,14 +96,12 @@ std::vector<LayerKind> LayerPlan(const Family& family, uint64_t layers, const Js
 
 void CompleteSizes(Model& model, std::string_view heads_key, std::string_view groups_key, const std::string& path) {
   Sizes& sizes = model.sizes;
-  auto refuse = [&](std::string message) {
-    throw Error(Code::kMismatch, std::move(message)).At("reading", path);
-  };
+  auto refuse = [&](std::string message) { throw Error(Code::kMismatch, std::move(message)).At("reading", path); };
   if (sizes['A'] % sizes['G'] != 0)
     refuse(fmt::format("{} is {}, expected a multiple of {} {}", heads_key, sizes['A'], groups_key, sizes['G']));
   if (sizes['D'] == 0 && sizes['H'] % sizes['A'] != 0)
-    refuse(fmt::format("hidden_size is {}, expected a multiple of {} {} where no head size is given", sizes['H'], heads_key,
-                       sizes['A']));
+    refuse(fmt::format("hidden_size is {}, expected a multiple of {} {} where no head size is given", sizes['H'],
+                       heads_key, sizes['A']));
   if (sizes['D'] == 0) sizes['D'] = sizes['H'] / sizes['A'];
   if (sizes['A'] * sizes['D'] > kMaxHeadRows)
     refuse(fmt::format("{} heads of {} elements, expected at most {} together", sizes['A'], sizes['D'], kMaxHeadRows));

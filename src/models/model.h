@@ -1,5 +1,5 @@
-// A model as its config describes it: the family, the sizes that give every part its shape, and the hyper-parameters that
-// shape no tensor but must survive a conversion.
+// A model as its config describes it: the family, the sizes that give every part its shape, and the hyper-parameters
+// that shape no tensor but must survive a conversion.
 #pragma once
 
 #include <array>
@@ -37,9 +37,9 @@ struct HyperParameters {
 struct Model {
   const Family* family = nullptr;
   Sizes sizes;
-  std::vector<std::string_view> flags;   // those that are set
-  bool tied = false;                     // head and embedding are one part
-  std::vector<LayerKind> layers;         // the layer plan: one for each layer
+  std::vector<std::string_view> flags;  // those that are set
+  bool tied = false;                    // head and embedding are one part
+  std::vector<LayerKind> layers;        // the layer plan: one for each layer
   HyperParameters hyper;
 
   bool Has(std::string_view flag) const;
@@ -65,8 +65,8 @@ struct PartKey {
 // The layer plan by a family's rule. `config` gives the keys of the rule (config.json's names).
 std::vector<LayerKind> LayerPlan(const Family& family, uint64_t layers, const Json& config);
 
-// Fills in the head size where it is 0 (hidden size / heads), and checks that the heads' sizes fit together. The names are
-// the config's keys, for messages. Errors: kMismatch with both numbers.
+// Fills in the head size where it is 0 (hidden size / heads), and checks that the heads' sizes fit together. The names
+// are the config's keys, for messages. Errors: kMismatch with both numbers.
 void CompleteSizes(Model& model, std::string_view heads_key, std::string_view groups_key, const std::string& path);
 
 // Problems of a block, in words: a kind that holds a part not exactly once, a layout of an unknown role, a member count

@@ -1,12 +1,13 @@
-// What the family tables are made of. Data only: a table names no rank, no file and no condition but the closed lists here.
+// What the family tables are made of. Data only: a table names no rank, no file and no condition but the closed lists
+// here.
 //
 //   PartRow one logical part: role, scope, shape over named sizes, how tensor parallelism splits it, when it exists
 //   Layout  one stored tensor of a kind: a name pattern and a tree of box primitives over the parts that it holds
 //   Block   rows, and in every kind the layouts that hold each of them exactly once
 //   Family  blocks, and what the model's config means
 //
-// Sizes are one letter each: V vocabulary, H hidden size, L layers, A attention heads, G query groups, D head size, F ffn
-// hidden size, E experts. Rows of linear weights are output features, as in HuggingFace and Megatron.
+// Sizes are one letter each: V vocabulary, H hidden size, L layers, A attention heads, G query groups, D head size, F
+// ffn hidden size, E experts. Rows of linear weights are output features, as in HuggingFace and Megatron.
 #pragma once
 
 #include <array>
@@ -37,7 +38,7 @@ struct Split {
 };
 
 struct PartRow {
-  std::string_view role;   // "q", "gate", "attn_norm"
+  std::string_view role;  // "q", "gate", "attn_norm"
   Scope scope;
   std::string_view shape;  // axes apart by a blank, factors by '*': "A*D H"
   Split split = {};
@@ -81,19 +82,17 @@ constexpr Tree Concat(std::initializer_list<Tree> members) { return Interleave(0
 // Megatron's order of q, k and v: group by query group.
 constexpr Tree Grouped(std::initializer_list<Tree> members) { return Interleave(0, 'G', members); }
 // A new leading axis over the experts (or layers) that the checkpoint holds.
-constexpr Tree Stack(char index, Tree member) {
-  return Tree({.type = Node::Type::kStack, .index = index}, {member});
-}
+constexpr Tree Stack(char index, Tree member) { return Tree({.type = Node::Type::kStack, .index = index}, {member}); }
 
 struct Layout {
   std::string_view name;  // {L} the layer, {E} the expert; nothing else is replaced
   Tree tree;
-  uint8_t fragments = 1;             // chunks along the first axis of a part in formats that chunk: fc1 has two
+  uint8_t fragments = 1;            // chunks along the first axis of a part in formats that chunk: fc1 has two
   std::optional<Dtype> dtype = {};  // where the kind fixes one, whatever the model's is
 };
 
-// The layouts of a block in one kind. Several forms are alternatives: a reader takes the first whose names are all there,
-// a writer the first. A kind that does not know the block has `known` false.
+// The layouts of a block in one kind. Several forms are alternatives: a reader takes the first whose names are all
+// there, a writer the first. A kind that does not know the block has `known` false.
 struct Layouts {
   bool known = false;
   std::array<std::span<const Layout>, 2> forms = {};
@@ -106,7 +105,7 @@ struct Layouts {
 struct Block {
   std::span<const PartRow> rows;
   Layouts hf;
-  Layouts nemo;                                        // layer tensors by their numbered names; the kind stacks them
+  Layouts nemo;                                         // layer tensors by their numbered names; the kind stacks them
   std::span<const std::string_view> nemo_objects = {};  // modules that have an _extra_state
 };
 

@@ -210,8 +210,8 @@ std::vector<const Layout*> Pointers(std::span<const Layout> layouts) {
 
 // -- views and chunks -------------------------------------------------------------------------------------------------
 
-// What a view's axis and a chunk's axis have in common, in up to three runs: blocks that the chunk holds whole, and those
-// that its borders cut.
+// What a view's axis and a chunk's axis have in common, in up to three runs: blocks that the chunk holds whole, and
+// those that its borders cut.
 struct Segment {
   uint64_t begin, size;  // of the view's axis
   Axis axis;             // within the chunk
@@ -269,9 +269,8 @@ void AddPieces(const StoredTensor& tensor, const View& view, const Chunk& chunk,
       return;
     }
     size_t stored = view.lead() + axis;
-    for (const Segment& segment :
-         Meet({view.box.shape[axis], view.origin[stored], view.axes[axis], chunk.box.origin[stored],
-               chunk.box.end(stored), chunk.strides[stored]})) {
+    for (const Segment& segment : Meet({view.box.shape[axis], view.origin[stored], view.axes[axis],
+                                        chunk.box.origin[stored], chunk.box.end(stored), chunk.strides[stored]})) {
       piece.box.origin[axis] = view.box.origin[axis] + segment.begin;
       piece.box.shape[axis] = segment.size;
       piece.axes[axis] = segment.axis;
@@ -322,12 +321,14 @@ std::vector<const Layout*> ChooseLayouts(const Model& model, const Rank& rank, L
   for (const Block* block : model.family->blocks) {
     const Layouts& known = block->*layouts;
     if (!known.known)
-      throw Error(Code::kUnsupported, fmt::format("a {} checkpoint has no place for a part of {}", kind, model.family->name));
+      throw Error(Code::kUnsupported,
+                  fmt::format("a {} checkpoint has no place for a part of {}", kind, model.family->name));
     std::vector<const Layout*> best = Pointers(known.forms[0]);
     for (std::span<const Layout> form : known.forms) {
       std::vector<const Layout*> candidate = Pointers(form);
       std::vector<TensorSpec> specs = TensorsOf(model, rank, candidate);
-      bool complete = std::all_of(specs.begin(), specs.end(), [&](const TensorSpec& spec) { return present(spec.name); });
+      bool complete =
+          std::all_of(specs.begin(), specs.end(), [&](const TensorSpec& spec) { return present(spec.name); });
       if (form.empty() || !complete) continue;
       best = candidate;
       break;

@@ -1,5 +1,5 @@
-// Which tensors a checkpoint of a model stores, and which box of which part each of their boxes is. Pure geometry: parts
-// are shared out to the rank first and packed second.
+// Which tensors a checkpoint of a model stores, and which box of which part each of their boxes is. Pure geometry:
+// parts are shared out to the rank first and packed second.
 #pragma once
 
 #include <array>
@@ -22,8 +22,8 @@ struct Range {
 // What one rank of a checkpoint holds. HuggingFace and NeMo checkpoints have one rank, which holds all of it.
 struct Rank {
   Range layers, experts;
-  uint64_t vocab_rows = 0;  // stored rows of the vocabulary: V, or more where padded
-  bool stores_head = true;  // false where a tied model keeps the embedding only
+  uint64_t vocab_rows = 0;     // stored rows of the vocabulary: V, or more where padded
+  bool stores_head = true;     // false where a tied model keeps the embedding only
   bool stacks_layers = false;  // one tensor for all layers, with a leading axis; else one for each, numbered
 };
 
@@ -50,16 +50,15 @@ struct TensorSpec {
   std::vector<View> views;
 };
 
-// The tensors of `layouts` on a rank, in the order: layouts for the whole model up to the first layered one, then layer by
-// layer, then the other layouts for the whole model. Rows that the model lacks leave their layouts out; stacked layouts
-// need all layers to be alike (kUnsupported).
+// The tensors of `layouts` on a rank, in the order: layouts for the whole model up to the first layered one, then layer
+// by layer, then the other layouts for the whole model. Rows that the model lacks leave their layouts out; stacked
+// layouts need all layers to be alike (kUnsupported).
 std::vector<TensorSpec> TensorsOf(const Model& model, const Rank& rank, const std::vector<const Layout*>& layouts);
 
 // For each block of the family the form of `layouts` whose tensors, for `model` on `rank`, are all `present`; the first
 // form where none is. Errors: kUnsupported where the kind does not know a block ("nemo does not know ...").
 std::vector<const Layout*> ChooseLayouts(const Model& model, const Rank& rank, Layouts Block::*layouts,
-                                         std::string_view kind,
-                                         const std::function<bool(const std::string&)>& present);
+                                         std::string_view kind, const std::function<bool(const std::string&)>& present);
 
 // Where the chunks of a stored tensor meet a view: calls `add` with a piece for each meeting.
 void ForEachPiece(const StoredTensor& tensor, const View& view, const std::function<void(const Piece&)>& add);

@@ -84,13 +84,15 @@ void CheckFile(const FileLayout& file, std::vector<Footprint>& pieces, std::vect
   uint64_t expected = 0;
   for (const Run& run : RunsOf(file, pieces)) {
     if (run.begin != expected) {
-      problems.push_back(fmt::format("{}: {} at byte {}", file.path, run.begin > expected ? "nothing is written" : "something is written twice",
+      problems.push_back(fmt::format("{}: {} at byte {}", file.path,
+                                     run.begin > expected ? "nothing is written" : "something is written twice",
                                      std::min(run.begin, expected)));
       return;
     }
     expected = run.end;
   }
-  if (expected != file.size) problems.push_back(fmt::format("{}: {} bytes are written, expected {}", file.path, expected, file.size));
+  if (expected != file.size)
+    problems.push_back(fmt::format("{}: {} bytes are written, expected {}", file.path, expected, file.size));
 }
 
 // What of the part no source gives.
@@ -104,7 +106,8 @@ void CheckSources(const Part& part, std::vector<std::string>& problems) {
     missing = std::move(rest);
   }
   for (const Box& box : missing)
-    problems.push_back(fmt::format("{}: no source for {} from {} on", part.name, ToString(box.shape), ToString(box.origin)));
+    problems.push_back(
+        fmt::format("{}: no source for {} from {} on", part.name, ToString(box.shape), ToString(box.origin)));
 }
 
 }  // namespace

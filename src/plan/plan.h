@@ -2,8 +2,9 @@
 // printable, audited. The executor needs nothing else; it knows no model, no format and no kind.
 //
 // A part is a logical tensor (q of layer 3), or any other box of elements that moves as one. Its sources say where its
-// elements lie in the source's files and its targets where they go. An op is one box of a part, at most 16 MiB, cut on a
-// grid that depends on the plan alone: read each source piece that meets it, then write each target piece that meets it.
+// elements lie in the source's files and its targets where they go. An op is one box of a part, at most 16 MiB, cut on
+// a grid that depends on the plan alone: read each source piece that meets it, then write each target piece that meets
+// it.
 #pragma once
 
 #include <array>
@@ -25,8 +26,8 @@ struct Axis {
   uint64_t At(uint64_t i) const { return i / block * outer + i % block * inner; }
 };
 
-// A box of a part that lies in one file. `axes` count from the box's origin: element (i0, i1, ...) of the box is at byte
-// offset + (axes[0].At(i0) + axes[1].At(i1) + ...) * item size.
+// A box of a part that lies in one file. `axes` count from the box's origin: element (i0, i1, ...) of the box is at
+// byte offset + (axes[0].At(i0) + axes[1].At(i1) + ...) * item size.
 struct Piece {
   Box box;  // of the part
   std::array<Axis, Dims::kMaxAxes> axes;
@@ -52,11 +53,11 @@ struct SourceFile {
 };
 
 struct Plan {
-  std::string id;                    // 16 hex digits, a hash of all that is below and of the sources' headers
+  std::string id;  // 16 hex digits, a hash of all that is below and of the sources' headers
   std::vector<SourceFile> sources;
-  std::vector<FileLayout> files;     // the target's, in the order of publication: the marker last
+  std::vector<FileLayout> files;  // the target's, in the order of publication: the marker last
   std::vector<std::string> source_tensors, target_tensors;
-  std::vector<Part> parts;           // in source order: by file and offset of the first source piece; zeros last
+  std::vector<Part> parts;  // in source order: by file and offset of the first source piece; zeros last
 };
 
 constexpr uint64_t kMaxOpBytes = uint64_t{16} << 20;

@@ -78,10 +78,12 @@ class Hasher {
     hash_.Update(text);
   }
   void Add(const Piece& piece) {
-    for (uint64_t value : {uint64_t{piece.file}, uint64_t{piece.tensor}, piece.offset, static_cast<uint64_t>(piece.dtype)}) Add(value);
+    for (uint64_t value :
+         {uint64_t{piece.file}, uint64_t{piece.tensor}, piece.offset, static_cast<uint64_t>(piece.dtype)})
+      Add(value);
     for (size_t axis = 0; axis < piece.box.shape.size(); ++axis)
-      for (uint64_t value : {piece.box.origin[axis], piece.box.shape[axis], piece.axes[axis].block, piece.axes[axis].inner,
-                             piece.axes[axis].outer})
+      for (uint64_t value : {piece.box.origin[axis], piece.box.shape[axis], piece.axes[axis].block,
+                             piece.axes[axis].inner, piece.axes[axis].outer})
         Add(value);
   }
   uint64_t Digest() const { return hash_.Digest(); }
@@ -134,8 +136,8 @@ class Planner {
       for (const View& view : spec.views) {
         const std::vector<Piece>& pieces = Have(view.part);
         if (!pieces.empty() && !IsCastable(pieces[0].dtype)) {
-          problems_.push_back(fmt::format("tensor '{}': {}, expected F32, F16 or BF16 weights", have_.names[pieces[0].tensor],
-                                          reshard::Row(pieces[0].dtype).name));
+          problems_.push_back(fmt::format("tensor '{}': {}, expected F32, F16 or BF16 weights",
+                                          have_.names[pieces[0].tensor], reshard::Row(pieces[0].dtype).name));
           continue;
         }
         if (pieces.empty()) {
@@ -146,9 +148,10 @@ class Planner {
           dtype = pieces[0].dtype;
           first = &view;
         } else if (*dtype != pieces[0].dtype && !Target(spec)) {
-          problems_.push_back(fmt::format("tensor '{}': {} is {} and {} is {}, expected one dtype in a stacked tensor; give --dtype", spec.name,
-                                          PartName(have_.rows, first->part), reshard::Row(*dtype).name,
-                                          PartName(have_.rows, view.part), reshard::Row(pieces[0].dtype).name));
+          problems_.push_back(
+              fmt::format("tensor '{}': {} is {} and {} is {}, expected one dtype in a stacked tensor; give --dtype",
+                          spec.name, PartName(have_.rows, first->part), reshard::Row(*dtype).name,
+                          PartName(have_.rows, view.part), reshard::Row(pieces[0].dtype).name));
           break;
         }
       }
@@ -166,7 +169,8 @@ class Planner {
     planned_.plan.sources = source_.files;
     for (const FileCopy& copy : laid_out.copies) {
       auto info = io_.Stat(copy.from);
-      if (!info || info->type != FileInfo::Type::kFile) throw Error(Code::kCorrupt, "this is no file, expected one").At("reading", copy.from);
+      if (!info || info->type != FileInfo::Type::kFile)
+        throw Error(Code::kCorrupt, "this is no file, expected one").At("reading", copy.from);
       Piece piece;
       piece.dtype = Dtype::kU8;
       piece.box = WholeBox({info->size});
@@ -200,7 +204,8 @@ class Planner {
     uint32_t source_shift = static_cast<uint32_t>(planned_.plan.source_tensors.size());
     uint32_t target_shift = static_cast<uint32_t>(planned_.plan.target_tensors.size());
     for (const std::string& name : have_.names) planned_.plan.source_tensors.push_back(name);
-    for (const TensorSpec& spec : specs_) planned_.plan.target_tensors.push_back(std::string(kind_.name_prefix) + spec.name);
+    for (const TensorSpec& spec : specs_)
+      planned_.plan.target_tensors.push_back(std::string(kind_.name_prefix) + spec.name);
     for (auto& [key, targets] : want) {
       Part part{PartName(have_.rows, key), have_.rows[key.row].shape, Have(key), std::move(targets)};
       for (Piece& piece : part.sources) piece.tensor += source_shift;
@@ -210,7 +215,8 @@ class Planner {
     }
     for (const auto& [key, pieces] : have_.pieces)
       if (!pieces.empty() && !want.count(key))
-        problems_.push_back(fmt::format("{}: a {} checkpoint has no place for it", PartName(have_.rows, key), kind_.name));
+        problems_.push_back(
+            fmt::format("{}: a {} checkpoint has no place for it", PartName(have_.rows, key), kind_.name));
     for (size_t i = 0; i < specs_.size(); ++i) AddPadding(i, target_shift);
   }
 
@@ -218,8 +224,9 @@ class Planner {
     for (const Piece& piece : part.sources) {
       const std::string& name = planned_.plan.source_tensors[piece.tensor];
       if (piece.dtype != part.sources[0].dtype)
-        problems_.push_back(fmt::format("tensor '{}': {}, expected {} as in '{}', which holds the same", name, reshard::Row(piece.dtype).name,
-                                        reshard::Row(part.sources[0].dtype).name, planned_.plan.source_tensors[part.sources[0].tensor]));
+        problems_.push_back(fmt::format("tensor '{}': {}, expected {} as in '{}', which holds the same", name,
+                                        reshard::Row(piece.dtype).name, reshard::Row(part.sources[0].dtype).name,
+                                        planned_.plan.source_tensors[part.sources[0].tensor]));
     }
   }
 
@@ -247,14 +254,18 @@ class Planner {
   void Finish(LaidOut& laid_out) {
     Plan& plan = planned_.plan;
     auto place = [](const Part& part) {
-      return part.sources.empty() ? std::pair{UINT32_MAX, uint64_t{0}} : std::pair{part.sources[0].file, part.sources[0].offset};
+      return part.sources.empty() ? std::pair{UINT32_MAX, uint64_t{0}}
+                                  : std::pair{part.sources[0].file, part.sources[0].offset};
     };
-    std::stable_sort(plan.parts.begin(), plan.parts.end(), [&](const Part& a, const Part& b) { return place(a) < place(b); });
+    std::stable_sort(plan.parts.begin(), plan.parts.end(),
+                     [&](const Part& a, const Part& b) { return place(a) < place(b); });
     planned_.left = std::move(laid_out.left);
     planned_.notes = std::move(laid_out.notes);
     std::vector<std::string> problems = Audit(plan);
     if (!problems.empty())
-      throw PlanError(Code::kInternal, source_, "the plan does not add up, expected every byte once; please report this with the output of `reshard inspect`")
+      throw PlanError(
+          Code::kInternal, source_,
+          "the plan does not add up, expected every byte once; please report this with the output of `reshard inspect`")
           .Also(std::move(problems));
     planned_.source_hashes = SourceHashes(plan);
     plan.id = Id(plan);
@@ -375,7 +386,8 @@ Paired PairUp(const Checkpoint& a, const Checkpoint& b) {
     if (!found) {
       paired.extra.push_back(right.names[pieces[0].tensor]);
     } else if (!left.pieces.count(other)) {  // b's own head against a's tied embedding
-      paired.parts.push_back({PartName(right.rows, key), right.rows[key.row].shape, Clip(*found, right.rows[key.row].shape), pieces});
+      paired.parts.push_back(
+          {PartName(right.rows, key), right.rows[key.row].shape, Clip(*found, right.rows[key.row].shape), pieces});
     }
   }
   return paired;

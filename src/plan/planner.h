@@ -1,4 +1,5 @@
-// From an opened source and a target kind to a plan: a join of the two by logical part. No code here knows a pair of kinds.
+// From an opened source and a target kind to a plan: a join of the two by logical part. No code here knows a pair of
+// kinds.
 #pragma once
 
 #include <string>
@@ -16,9 +17,9 @@ struct Planned {
   std::vector<std::string> copied, left, notes;
 };
 
-// Lays the source's model out as a checkpoint of `kind` and joins both. The audit has passed when it returns. Errors: all
-// problems gathered into one kMismatch (a part that the source lacks or the target has no place for, stacked tensors of
-// different dtypes), kUnsupported (a dtype that cannot be cast, what the kind has no place for).
+// Lays the source's model out as a checkpoint of `kind` and joins both. The audit has passed when it returns. Errors:
+// all problems gathered into one kMismatch (a part that the source lacks or the target has no place for, stacked
+// tensors of different dtypes), kUnsupported (a dtype that cannot be cast, what the kind has no place for).
 Planned MakePlan(Io& io, const Checkpoint& source, const Kind& kind, const TargetOptions& options);
 
 // The parts that two checkpoints share, `a` as sources and `b` as targets, and the names of tensors that only one has.

@@ -26,7 +26,8 @@ std::optional<Box> Intersect(const Box& a, const Box& b);
 // Disjoint boxes that fill `box` outside of `hole`.
 std::vector<Box> Subtract(const Box& box, const Box& hole);
 
-// A stored box of a tensor: element (i0, i1, ...) of the box lies at byte `offset` + (i0*strides[0] + i1*strides[1] + ...)
+// A stored box of a tensor: element (i0, i1, ...) of the box lies at byte `offset` + (i0*strides[0] + i1*strides[1] +
+// ...)
 // * item size of file number `file`. Strides count elements; the offset need not be aligned.
 struct Chunk {
   Box box;

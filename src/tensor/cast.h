@@ -1,6 +1,6 @@
-// Cast kernels. Between F32, F16 and BF16, every pair: widening is exact; narrowing rounds to nearest, ties to even, and
-// keeps subnormals. NaN stays NaN (quiet, sign and upper payload bits kept); a finite value beyond the target's range
-// becomes infinity and is counted. Equal dtypes copy the bytes.
+// Cast kernels. Between F32, F16 and BF16, every pair: widening is exact; narrowing rounds to nearest, ties to even,
+// and keeps subnormals. NaN stays NaN (quiet, sign and upper payload bits kept); a finite value beyond the target's
+// range becomes infinity and is counted. Equal dtypes copy the bytes.
 #pragma once
 
 #include <cstddef>

@@ -137,7 +137,8 @@ std::vector<std::pair<std::string, std::string>> ParseIndex(std::string_view tex
     weight_map.reserve(map->size());
     for (const auto& [tensor, shard] : map->items()) {
       if (!shard.is_string())
-        throw Error(Code::kCorrupt, fmt::format("weight_map gives {}, expected a string, a file name", shard.type_name()))
+        throw Error(Code::kCorrupt,
+                    fmt::format("weight_map gives {}, expected a string, a file name", shard.type_name()))
             .Tensor(tensor);
       CheckShardPath(tensor, shard.get_ref<const std::string&>());
       weight_map.emplace_back(tensor, shard);

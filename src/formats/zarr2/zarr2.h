@@ -37,8 +37,9 @@ struct ChunkFile {
 // the first one missing and how many are). Other files in the folder are ignored.
 StoredTensor ReadArray(Io& io, const std::string& path, std::string name, std::vector<ChunkFile>& files);
 
-// `tensor` (name, dtype, shape) stored in folder `path` in chunks of shape `grid`: appends .zarray and the chunk files to
-// `files` and fills in tensor.grid and tensor.chunks. Every extent of grid is at least 1; edge chunks are whole files.
+// `tensor` (name, dtype, shape) stored in folder `path` in chunks of shape `grid`: appends .zarray and the chunk files
+// to `files` and fills in tensor.grid and tensor.chunks. Every extent of grid is at least 1; edge chunks are whole
+// files.
 void LayOut(const std::string& path, const Dims& grid, StoredTensor& tensor, std::vector<FileLayout>& files);
 
 }  // namespace reshard::zarr2

@@ -9,18 +9,12 @@ constexpr const Block* kBlocks[] = {&kTrunk, &kGatedMlp};
 
 // transformers: MistralConfig.
 constexpr ConfigDefault kDefaults[] = {
-    {"vocab_size", "32000"},
-    {"hidden_size", "4096"},
-    {"intermediate_size", "14336"},
-    {"num_hidden_layers", "32"},
-    {"num_attention_heads", "32"},
-    {"num_key_value_heads", "8"},
-    {"hidden_act", "\"silu\""},
-    {"max_position_embeddings", "131072"},
-    {"rms_norm_eps", "1e-06"},
-    {"rope_theta", "10000.0"},
-    {"tie_word_embeddings", "false"},
-    {"initializer_range", "0.02"},
+    {"vocab_size", "32000"},          {"hidden_size", "4096"},
+    {"intermediate_size", "14336"},   {"num_hidden_layers", "32"},
+    {"num_attention_heads", "32"},    {"num_key_value_heads", "8"},
+    {"hidden_act", "\"silu\""},       {"max_position_embeddings", "131072"},
+    {"rms_norm_eps", "1e-06"},        {"rope_theta", "10000.0"},
+    {"tie_word_embeddings", "false"}, {"initializer_range", "0.02"},
     {"sliding_window", "4096"},
 };
 

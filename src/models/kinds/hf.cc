@@ -20,11 +20,24 @@ constexpr std::string_view kMarkers[] = {kIndex, kSingle, "pytorch_model.bin.ind
 
 // What comes along with the weights, byte for byte.
 constexpr std::string_view kCarried[] = {
-    "generation_config.json", "tokenizer.json",       "tokenizer_config.json", "special_tokens_map.json",
-    "added_tokens.json",      "tokenizer.model",      "vocab.json",            "merges.txt",
-    "chat_template.jinja",    "chat_template.json",   "README.md",             "LICENSE",
-    "LICENSE.txt",            "LICENSE.md",           "NOTICE",                "NOTICE.txt",
-    "USE_POLICY.md",          "preprocessor_config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "README.md",
+    "LICENSE",
+    "LICENSE.txt",
+    "LICENSE.md",
+    "NOTICE",
+    "NOTICE.txt",
+    "USE_POLICY.md",
+    "preprocessor_config.json",
 };
 constexpr std::string_view kCarriedFolder = "additional_chat_templates";
 
@@ -59,7 +72,8 @@ class HfReader {
   Checkpoint Open() {
     checkpoint_.config_path = JoinPath(checkpoint_.folder, "config.json");
     if (!io_.Stat(checkpoint_.config_path))
-      throw Error(Code::kNotFound, "there is no config.json, expected one; give the folder that has it").At("reading", checkpoint_.folder);
+      throw Error(Code::kNotFound, "there is no config.json, expected one; give the folder that has it")
+          .At("reading", checkpoint_.folder);
     checkpoint_.config_text = ReadWholeFile(io_, checkpoint_.config_path, kMaxConfigBytes);
     checkpoint_.config = ParseJson(checkpoint_.config_text, checkpoint_.config_path);
     checkpoint_.model = ModelFromHfConfig(checkpoint_.config, checkpoint_.config_path);
@@ -98,13 +112,18 @@ class HfReader {
     auto has = [&](std::string_view end) {
       return std::any_of(names.begin(), names.end(), [&](const std::string& name) { return name.ends_with(end); });
     };
-    if (Exists(io_, checkpoint_.folder, "pytorch_model.bin") || Exists(io_, checkpoint_.folder, "pytorch_model.bin.index.json"))
-      throw Error(Code::kUnsupported, "the weights are PyTorch pickles (pytorch_model.bin), expected safetensors; save the model as safetensors first")
+    if (Exists(io_, checkpoint_.folder, "pytorch_model.bin") ||
+        Exists(io_, checkpoint_.folder, "pytorch_model.bin.index.json"))
+      throw Error(Code::kUnsupported,
+                  "the weights are PyTorch pickles (pytorch_model.bin), expected safetensors; save the model as "
+                  "safetensors first")
           .At("reading", checkpoint_.folder);
     if (has(".incomplete"))
-      throw Error(Code::kCorrupt, "there are .incomplete files and no weights, expected model.safetensors; download the model again")
+      throw Error(Code::kCorrupt,
+                  "there are .incomplete files and no weights, expected model.safetensors; download the model again")
           .At("reading", checkpoint_.folder);
-    throw Error(Code::kNotFound, fmt::format("there are no weights, expected {} or {}", kSingle, kIndex)).At("reading", checkpoint_.folder);
+    throw Error(Code::kNotFound, fmt::format("there are no weights, expected {} or {}", kSingle, kIndex))
+        .At("reading", checkpoint_.folder);
   }
 
   std::vector<StoredTensor> ReadShard(const std::string& name) {
@@ -112,8 +131,9 @@ class HfReader {
     auto info = io_.Stat(path);
     if (!info) {
       bool partial = io_.Stat(path + ".incomplete").has_value();
-      throw Error(Code::kCorrupt, fmt::format("the index names this file and it is {}; download the model again",
-                                              partial ? "incomplete, expected a whole one" : "missing, expected it in the folder"))
+      throw Error(Code::kCorrupt,
+                  fmt::format("the index names this file and it is {}; download the model again",
+                              partial ? "incomplete, expected a whole one" : "missing, expected it in the folder"))
           .At("reading", path);
     }
     uint32_t number = static_cast<uint32_t>(checkpoint_.files.size());
@@ -136,15 +156,22 @@ class HfReader {
       for (const StoredTensor& tensor : ReadShard(shard)) {
         auto mapped = map.find(tensor.name);
         if (mapped == map.end() || mapped->second != shard)
-          throw Error(Code::kCorrupt, mapped == map.end() ? "it is not in the index, or twice in the shards, expected it once in both"
-                                                  : fmt::format("the index has it in {} and it is in this file too, expected it once", mapped->second))
+          throw Error(
+              Code::kCorrupt,
+              mapped == map.end()
+                  ? "it is not in the index, or twice in the shards, expected it once in both"
+                  : fmt::format("the index has it in {} and this file has it too, expected it in one of the two",
+                                mapped->second))
               .At("reading", JoinPath(checkpoint_.folder, shard))
               .Tensor(tensor.name);
         map.erase(mapped);
       }
     }
     if (!map.empty())
-      throw Error(Code::kCorrupt, fmt::format("it is not there, though the index maps it ({} such), expected it; download the model again", map.size()))
+      throw Error(
+          Code::kCorrupt,
+          fmt::format("it is not there, though the index maps it ({} such), expected it; download the model again",
+                      map.size()))
           .At("reading", JoinPath(checkpoint_.folder, map.begin()->second))
           .Tensor(map.begin()->first);
   }
@@ -164,7 +191,9 @@ class HfReader {
   Checkpoint checkpoint_;
 };
 
-Checkpoint Open(Io& io, const std::string& folder, const OpenOptions& options) { return HfReader(io, folder, options).Open(); }
+Checkpoint Open(Io& io, const std::string& folder, const OpenOptions& options) {
+  return HfReader(io, folder, options).Open();
+}
 
 Rank RankOf(const Model& model, const Checkpoint&) {
   const Sizes& sizes = model.sizes;
@@ -217,20 +246,25 @@ void LayOutWeights(const std::vector<TensorSpec>& specs, uint64_t max_shard_size
     }
     files.push_back(safetensors::LayOut(name, members, static_cast<uint32_t>(files.size())));
   }
-  if (shards.size() > 1) files.push_back(LiteralFile(std::string(kIndex), safetensors::IndexText(std::move(map), parameters, bytes)));
+  if (shards.size() > 1)
+    files.push_back(LiteralFile(std::string(kIndex), safetensors::IndexText(std::move(map), parameters, bytes)));
 }
 
 // The source's own config, or the template's, or one that is derived: all with the dtype that is written.
-std::string ConfigText(const Checkpoint& source, const Model& model, const TargetOptions& options, Dtype dtype, LaidOut& out) {
+std::string ConfigText(const Checkpoint& source, const Model& model, const TargetOptions& options, Dtype dtype,
+                       LaidOut& out) {
   bool from_hf = source.kind == kHuggingFace.name;
   if (!from_hf && source.template_path.empty()) {
-    out.notes.push_back("config.json is derived from model_config.yaml: token ids are the class defaults; --hf_model_name carries over the original's");
+    out.notes.push_back(
+        "config.json is derived from model_config.yaml: token ids are the class defaults; --hf_model_name carries over "
+        "the original's");
     return HfConfigText(model, dtype);
   }
   std::string text = from_hf ? source.config_text : source.template_text;
   if (!from_hf || options.dtype) text = WithHfDtype(text, dtype);
   if (!from_hf) {
-    if (auto with = ReplaceTopLevelValue(text, "max_position_embeddings", model.hyper.max_position_embeddings.dump())) text = *with;
+    if (auto with = ReplaceTopLevelValue(text, "max_position_embeddings", model.hyper.max_position_embeddings.dump()))
+      text = *with;
   }
   if (model.tied != source.model.tied) {
     if (auto with = ReplaceTopLevelValue(text, "tie_word_embeddings", model.tied ? "true" : "false")) text = *with;
@@ -259,9 +293,10 @@ void AddCopies(const Checkpoint& source, LaidOut& out) {
   }
 }
 
-LaidOut LayOut(const Checkpoint& source, const Model& model, const TargetOptions& options, const std::vector<TensorSpec>& specs,
-               std::vector<StoredTensor>& tensors) {
-  if (!source.vocabulary_doubt.empty()) throw Error(Code::kMismatch, source.vocabulary_doubt).At("reading", source.config_path);
+LaidOut LayOut(const Checkpoint& source, const Model& model, const TargetOptions& options,
+               const std::vector<TensorSpec>& specs, std::vector<StoredTensor>& tensors) {
+  if (!source.vocabulary_doubt.empty())
+    throw Error(Code::kMismatch, source.vocabulary_doubt).At("reading", source.config_path);
   LaidOut out;
   AddCopies(source, out);
   // Weights count files from 0, and come before the marker; config.json is put before them at the end.
@@ -281,7 +316,8 @@ std::vector<FileCopy> CarriedFiles(Io& io, const std::string& folder) {
     if (Exists(io, folder, name)) copies.push_back({JoinPath(folder, std::string(name)), std::string(name)});
   if (Exists(io, folder, kCarriedFolder))
     for (const std::string& name : io.List(JoinPath(folder, std::string(kCarriedFolder))))
-      copies.push_back({JoinPath(folder, std::string(kCarriedFolder) + "/" + name), std::string(kCarriedFolder) + "/" + name});
+      copies.push_back(
+          {JoinPath(folder, std::string(kCarriedFolder) + "/" + name), std::string(kCarriedFolder) + "/" + name});
   return copies;
 }
 

@@ -34,18 +34,23 @@ Error Unsupported(const std::string& path, std::string message) {
 const Family& FamilyOf(const ConfigReader& reader) {
   const Json& classes = reader.At("architectures");
   std::string model_type = reader.String("model_type", "");
-  std::string class_name = classes.is_array() && !classes.empty() && classes[0].is_string() ? classes[0].get<std::string>() : "";
+  std::string class_name =
+      classes.is_array() && !classes.empty() && classes[0].is_string() ? classes[0].get<std::string>() : "";
   if (class_name.empty() && model_type.empty())
-    throw Error(Code::kCorrupt, "neither 'architectures' nor 'model_type', expected one of them").At("reading", reader.path());
+    throw Error(Code::kCorrupt, "neither 'architectures' nor 'model_type', expected one of them")
+        .At("reading", reader.path());
   const Family* by_class = FamilyWhere(&Family::class_name, class_name);
   const Family* by_type = FamilyWhere(&Family::name, model_type);
   if (!class_name.empty() && !by_class)
-    throw Unsupported(reader.path(), fmt::format("the class {} is not known, expected one of {} (`reshard families` lists them)", class_name, KnownFamilies()));
+    throw Unsupported(reader.path(),
+                      fmt::format("the class {} is not known, expected one of {} (`reshard families` lists them)",
+                                  class_name, KnownFamilies()));
   if (class_name.empty() && !by_type)
-    throw Unsupported(reader.path(), fmt::format("model_type '{}' is not known, expected one of {}", model_type, KnownFamilies()));
+    throw Unsupported(reader.path(),
+                      fmt::format("model_type '{}' is not known, expected one of {}", model_type, KnownFamilies()));
   if (by_class && !model_type.empty() && by_class != by_type)
-    throw Error(Code::kMismatch, fmt::format("'architectures' says {} and 'model_type' says {}, expected '{}'", class_name,
-                                             model_type, by_class->name))
+    throw Error(Code::kMismatch, fmt::format("'architectures' says {} and 'model_type' says {}, expected '{}'",
+                                             class_name, model_type, by_class->name))
         .At("reading", reader.path());
   return by_class ? *by_class : *by_type;
 }
@@ -53,12 +58,14 @@ const Family& FamilyOf(const ConfigReader& reader) {
 void RefuseQuantised(const ConfigReader& reader) {
   const Json& quantisation = reader.At("quantization_config");
   if (quantisation.is_null()) return;
-  std::string method = quantisation.is_object() && quantisation.contains("quant_method") &&
-                               quantisation["quant_method"].is_string()
-                           ? quantisation["quant_method"].get<std::string>()
-                           : "an unnamed method";
-  throw Unsupported(reader.path(),
-                    fmt::format("the weights are quantised ({}), expected plain ones; use the model's unquantised checkpoint", method));
+  std::string method =
+      quantisation.is_object() && quantisation.contains("quant_method") && quantisation["quant_method"].is_string()
+          ? quantisation["quant_method"].get<std::string>()
+          : "an unnamed method";
+  throw Unsupported(
+      reader.path(),
+      fmt::format("the weights are quantised ({}), expected plain ones; use the model's unquantised checkpoint",
+                  method));
 }
 
 // What a type of rope scaling cannot do without (transformers: modeling_rope_utils.py).
@@ -82,14 +89,16 @@ Json RopeScaling(const ConfigReader& reader, Json& theta) {
   const Json& given = modern.is_null() ? classic : modern;
   if (given.is_null()) return nullptr;
   if (!given.is_object())
-    throw Error(Code::kCorrupt, fmt::format("rope settings are {}, expected an object", given.dump())).At("reading", reader.path());
+    throw Error(Code::kCorrupt, fmt::format("rope settings are {}, expected an object", given.dump()))
+        .At("reading", reader.path());
   ConfigReader rope(given, reader.path());
   theta = rope.Number("rope_theta", theta);
   std::string type = rope.String("rope_type", rope.String("type", "default"));
   if (type == "default") return nullptr;
   for (const RopeField& row : kRopeFields)
     if (row.type == type && rope.Number(row.field, nullptr).is_null())
-      throw Error(Code::kCorrupt, fmt::format("rope scaling '{}' has no '{}', expected one", type, row.field)).At("reading", reader.path());
+      throw Error(Code::kCorrupt, fmt::format("rope scaling '{}' has no '{}', expected one", type, row.field))
+          .At("reading", reader.path());
   if (type == "linear") return Json{{"factor", given["factor"]}, {"rope_type", type}};  // the only field that it reads
   std::vector<std::string> keys;
   for (const auto& [key, value] : given.items())
@@ -162,10 +171,12 @@ Model ModelFromHfConfig(const Json& config, const std::string& path) {
   hyper.hidden_act = reader.String("hidden_act", "");
   ReadWindow(family, reader, hyper, model.sizes['L']);
   if (hyper.hidden_act != "silu")
-    throw Unsupported(path, fmt::format("hidden_act '{}', expected 'silu' for {}", hyper.hidden_act, family.class_name));
+    throw Unsupported(path,
+                      fmt::format("hidden_act '{}', expected 'silu' for {}", hyper.hidden_act, family.class_name));
   Json partial = reader.Number("partial_rotary_factor", 1.0);
   if (partial.get<double>() != 1.0)
-    throw Unsupported(path, fmt::format("partial_rotary_factor {}, expected 1.0 for {}", partial.dump(), family.class_name));
+    throw Unsupported(path,
+                      fmt::format("partial_rotary_factor {}, expected 1.0 for {}", partial.dump(), family.class_name));
   return model;
 }
 

@@ -24,7 +24,7 @@ struct OpenOptions {
   std::string model_type;     // a group of families ("llama", "qwen"); empty: as the files say
   std::string template_path;  // a HuggingFace folder whose config.json is the truth for what a NeMo config cannot say
   std::optional<uint64_t> vocab_size;
-  uint64_t max_header = 0;    // bytes of one header that may be held
+  uint64_t max_header = 0;  // bytes of one header that may be held
 };
 
 // An opened source: headers only. `files` are counted by the chunks' file numbers.
@@ -33,41 +33,41 @@ struct Checkpoint {
   std::string_view kind, format;
   Model model;
   Rank rank;
-  std::vector<const Layout*> layouts;   // the forms that the source has
-  std::vector<StoredTensor> tensors;    // by name
+  std::vector<const Layout*> layouts;  // the forms that the source has
+  std::vector<StoredTensor> tensors;   // by name
   std::vector<SourceFile> files;
   std::string config_path, config_text;
   Json config;
-  std::vector<std::string> ignored;     // names of stored tensors that no conversion needs, and of other data
-  std::vector<std::string> side_files;  // relative names of the small files beside the weights, config included
+  std::vector<std::string> ignored;          // names of stored tensors that no conversion needs, and of other data
+  std::vector<std::string> side_files;       // relative names of the small files beside the weights, config included
   std::string template_path, template_text;  // of OpenOptions, when there is one: its config.json and what that says
   std::vector<FileCopy> template_files;      // its tokenizer, licence and readme files
-  std::string vocabulary_doubt;         // why sizes['V'] may be too large; empty where it is sure
+  std::string vocabulary_doubt;              // why sizes['V'] may be too large; empty where it is sure
 };
 
 // What to write.
 struct TargetOptions {
-  std::optional<Dtype> dtype;      // nothing: every tensor keeps its own
-  std::string hf_model_name;       // as the user gave it
-  uint64_t max_shard_size = 0;     // bytes
+  std::optional<Dtype> dtype;   // nothing: every tensor keeps its own
+  std::string hf_model_name;    // as the user gave it
+  uint64_t max_shard_size = 0;  // bytes
   bool untie_embeddings = false;
-  bool rope_config_only = false;   // --allow_rope=config_only
+  bool rope_config_only = false;  // --allow_rope=config_only
 };
 
 // A target before its data: files in the order of publication, chunks counting files.
 struct LaidOut {
   std::vector<FileLayout> files;
-  std::vector<FileCopy> copies;     // whole files of the source or the template, published before `files`
-  std::vector<std::string> left;    // side files of the source that stay behind
+  std::vector<FileCopy> copies;   // whole files of the source or the template, published before `files`
+  std::vector<std::string> left;  // side files of the source that stay behind
   std::vector<std::string> notes;
 };
 
 struct Kind {
   std::string_view name;
-  std::string_view title;            // "HuggingFace folder, safetensors"
+  std::string_view title;  // "HuggingFace folder, safetensors"
   std::string_view format;
   Layouts Block::*layouts;
-  std::string_view name_prefix;      // of every tensor's name in files, before the layouts' names
+  std::string_view name_prefix;  // of every tensor's name in files, before the layouts' names
   bool (*detect)(Io& io, const std::string& folder);
   Checkpoint (*open)(Io& io, const std::string& folder, const OpenOptions& options);
   // How `model` is stored there; `source` is what it comes from.
@@ -80,15 +80,16 @@ struct Kind {
 
 std::span<const Kind> Kinds();
 
-// Errors: kUnsupported for a kind that is known by name only ("trtllm comes in a later version"), kInvalidArgument else.
+// Errors: kUnsupported for a kind that is known by name only ("trtllm comes in a later version"), kInvalidArgument
+// else.
 const Kind& KindByName(std::string_view name);
 
-// The kind of what lies at `path`. Errors: kNotFound; kUnsupported for what is recognised but not read (a packed .nemo, a
-// TensorRT-LLM checkpoint, ...); kCorrupt where it is nothing that is known.
+// The kind of what lies at `path`. Errors: kNotFound; kUnsupported for what is recognised but not read (a packed .nemo,
+// a TensorRT-LLM checkpoint, ...); kCorrupt where it is nothing that is known.
 const Kind& DetectKind(Io& io, const std::string& path);
 
-// Opens `path` as `kind`, or as what it is where `kind` is empty. Every layout's tensor is there with the right shape, and
-// no other tensor is; all problems are gathered into one kMismatch.
+// Opens `path` as `kind`, or as what it is where `kind` is empty. Every layout's tensor is there with the right shape,
+// and no other tensor is; all problems are gathered into one kMismatch.
 Checkpoint OpenCheckpoint(Io& io, const std::string& path, std::string_view kind, const OpenOptions& options);
 
 extern const Kind kHuggingFace, kNemo;

@@ -25,13 +25,15 @@ constexpr Recognised kRecognised[] = {
 };
 
 Error NotRead(const std::string& path, std::string_view what) {
-  Error error(Code::kUnsupported, fmt::format("this is {}, expected a HuggingFace folder or a NeMo 1 folder with zarr weights", what));
+  Error error(Code::kUnsupported,
+              fmt::format("this is {}, expected a HuggingFace folder or a NeMo 1 folder with zarr weights", what));
   error.At("reading", path);
   return error;
 }
 
 // All that is wrong between what a checkpoint stores and what its config makes it store.
-std::vector<std::string> Problems(const Checkpoint& checkpoint, std::string_view prefix, const std::vector<TensorSpec>& specs) {
+std::vector<std::string> Problems(const Checkpoint& checkpoint, std::string_view prefix,
+                                  const std::vector<TensorSpec>& specs) {
   std::map<std::string_view, const StoredTensor*> stored;
   for (const StoredTensor& tensor : checkpoint.tensors) stored[tensor.name] = &tensor;
   std::vector<std::string> problems;
@@ -44,13 +46,13 @@ std::vector<std::string> Problems(const Checkpoint& checkpoint, std::string_view
       continue;
     }
     if (!(found->second->shape == spec.shape))
-      problems.push_back(fmt::format("tensor '{}{}': shape {}, expected {} by the config", prefix, spec.name, ToString(found->second->shape),
-                                     ToString(spec.shape)));
+      problems.push_back(fmt::format("tensor '{}{}': shape {}, expected {} by the config", prefix, spec.name,
+                                     ToString(found->second->shape), ToString(spec.shape)));
     stored.erase(found);
   }
   for (auto [name, tensor] : stored)
-    problems.push_back(fmt::format("tensor '{}{}': unexpected {}, expected no such tensor in {}", prefix, name, ToString(tensor->shape),
-                                   checkpoint.model.family->name));
+    problems.push_back(fmt::format("tensor '{}{}': unexpected {}, expected no such tensor in {}", prefix, name,
+                                   ToString(tensor->shape), checkpoint.model.family->name));
   return problems;
 }
 
@@ -62,7 +64,8 @@ Error Gathered(std::vector<std::string> problems, const std::string& path) {
     problems.resize(kShown);
     problems.push_back(fmt::format("and {} more", count - kShown));
   }
-  std::string first = count == 1 ? problems[0] : fmt::format("config and tensors disagree in {} places, expected none:", count);
+  std::string first =
+      count == 1 ? problems[0] : fmt::format("config and tensors disagree in {} places, expected none:", count);
   if (count == 1) problems.clear();
   Error error(Code::kMismatch, std::move(first));
   error.At("reading", path).Also(std::move(problems));
@@ -80,7 +83,9 @@ const Kind& KindByName(std::string_view name) {
   for (const Kind& kind : Kinds())
     if (kind.name == name) return kind;
   for (std::string_view later : {"trtllm", "megatron", "nemo2"})
-    if (name == later) throw Error(Code::kUnsupported, fmt::format("the kind '{}' is not supported by this version, expected hf or nemo", name));
+    if (name == later)
+      throw Error(Code::kUnsupported,
+                  fmt::format("the kind '{}' is not supported by this version, expected hf or nemo", name));
   throw Error(Code::kInvalidArgument, fmt::format("the kind '{}' is not known, expected hf or nemo", name));
 }
 
@@ -95,30 +100,35 @@ const Kind& DetectKind(Io& io, const std::string& path) {
     if (kind.detect(io, path)) return kind;
   for (const Recognised& row : kRecognised)
     if (io.Stat(JoinPath(path, std::string(row.entry)))) throw NotRead(path, row.what);
-  throw Error(Code::kCorrupt, "there is no config.json and no model_config.yaml, expected the folder of a checkpoint").At("reading", path);
+  throw Error(Code::kCorrupt, "there is no config.json and no model_config.yaml, expected the folder of a checkpoint")
+      .At("reading", path);
 }
 
 Checkpoint OpenCheckpoint(Io& io, const std::string& path, std::string_view kind_name, const OpenOptions& options) {
   const Kind& kind = DetectKind(io, path);
   if (!kind_name.empty() && KindByName(kind_name).name != kind.name)
-    throw Error(Code::kMismatch, fmt::format("this is a checkpoint of the kind {}, expected {} as --convert_from says", kind.name, kind_name))
+    throw Error(Code::kMismatch, fmt::format("this is a checkpoint of the kind {}, expected {} as --convert_from says",
+                                             kind.name, kind_name))
         .At("reading", path);
   Checkpoint checkpoint = kind.open(io, path, options);
   checkpoint.kind = kind.name;
   checkpoint.format = kind.format;
   if (!options.model_type.empty() && checkpoint.model.family->group != options.model_type)
-    throw Error(Code::kMismatch, fmt::format("the model is of the family {}, expected one of the group {} as --model_type says",
-                                             checkpoint.model.family->name, options.model_type))
+    throw Error(Code::kMismatch,
+                fmt::format("the model is of the family {}, expected one of the group {} as --model_type says",
+                            checkpoint.model.family->name, options.model_type))
         .At("reading", checkpoint.config_path);
   std::sort(checkpoint.tensors.begin(), checkpoint.tensors.end(),
             [](const StoredTensor& a, const StoredTensor& b) { return a.name < b.name; });
   auto present = [&](const std::string& name) {
-    auto found = std::lower_bound(checkpoint.tensors.begin(), checkpoint.tensors.end(), name,
-                                  [](const StoredTensor& tensor, const std::string& wanted) { return tensor.name < wanted; });
+    auto found =
+        std::lower_bound(checkpoint.tensors.begin(), checkpoint.tensors.end(), name,
+                         [](const StoredTensor& tensor, const std::string& wanted) { return tensor.name < wanted; });
     return found != checkpoint.tensors.end() && found->name == name;
   };
   checkpoint.layouts = ChooseLayouts(checkpoint.model, checkpoint.rank, kind.layouts, kind.name, present);
-  std::vector<std::string> problems = Problems(checkpoint, kind.name_prefix, TensorsOf(checkpoint.model, checkpoint.rank, checkpoint.layouts));
+  std::vector<std::string> problems =
+      Problems(checkpoint, kind.name_prefix, TensorsOf(checkpoint.model, checkpoint.rank, checkpoint.layouts));
   if (!problems.empty()) throw Gathered(std::move(problems), path);
   return checkpoint;
 }

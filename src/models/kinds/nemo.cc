@@ -17,7 +17,8 @@ namespace {
 
 constexpr std::string_view kConfig = "model_config.yaml", kWeights = "model_weights", kMetadata = "metadata.json";
 constexpr std::string_view kMarkers[] = {"model_weights/metadata.json"};
-constexpr std::string_view kPrefix = "model.", kEmbedding = "embedding.word_embeddings.weight", kHead = "output_layer.weight";
+constexpr std::string_view kPrefix = "model.", kEmbedding = "embedding.word_embeddings.weight",
+                           kHead = "output_layer.weight";
 
 // Python's json.dump of mcore's CheckpointingConfig; an unknown key would make its loader fail.
 constexpr std::string_view kMetadataText =
@@ -40,7 +41,8 @@ std::string WithoutPrefix(std::string name) {
 // decoder.layers.0.x, where the usual form is decoder.layers.x with a leading axis.
 bool IsNumbered(std::string_view name) {
   constexpr std::string_view kLayers = "decoder.layers.";
-  return name.starts_with(kLayers) && name.size() > kLayers.size() && std::isdigit(static_cast<unsigned char>(name[kLayers.size()]));
+  return name.starts_with(kLayers) && name.size() > kLayers.size() &&
+         std::isdigit(static_cast<unsigned char>(name[kLayers.size()]));
 }
 
 class NemoReader {
@@ -63,7 +65,8 @@ class NemoReader {
   void ReadConfig() {
     checkpoint_.config_path = JoinPath(checkpoint_.folder, std::string(kConfig));
     if (!io_.Stat(checkpoint_.config_path))
-      throw Error(Code::kCorrupt, fmt::format("there is no {}, expected one", kConfig)).At("reading", checkpoint_.folder);
+      throw Error(Code::kCorrupt, fmt::format("there is no {}, expected one", kConfig))
+          .At("reading", checkpoint_.folder);
     checkpoint_.config_text = ReadWholeFile(io_, checkpoint_.config_path, kMaxConfigBytes);
     checkpoint_.config = YamlValue(ParseYaml(checkpoint_.config_text, checkpoint_.config_path));
     if (!checkpoint_.config.is_object())
@@ -77,11 +80,16 @@ class NemoReader {
   void CheckBackend() {
     for (const char* legacy : {"model_weights.ckpt", "mp_rank_00", "tp_rank_00_pp_rank_000"})
       if (Exists(io_, checkpoint_.folder, legacy))
-        throw Error(Code::kUnsupported, fmt::format("{} is the layout of old per-rank checkpoints, expected a distributed one in {}", legacy, kWeights))
+        throw Error(Code::kUnsupported,
+                    fmt::format("{} is the layout of old per-rank checkpoints, expected a distributed one in {}",
+                                legacy, kWeights))
             .At("reading", checkpoint_.folder);
     std::string path = JoinPath(weights_, std::string(kMetadata));
     if (!io_.Stat(path))
-      throw Error(Code::kCorrupt, "metadata.json is missing, which is written last; the checkpoint is incomplete, expected a finished one").At("reading", weights_);
+      throw Error(
+          Code::kCorrupt,
+          "metadata.json is missing, which is written last; the checkpoint is incomplete, expected a finished one")
+          .At("reading", weights_);
     Json metadata = ParseJson(ReadWholeFile(io_, path, kMaxConfigBytes), path);
     auto backend = metadata.find("sharded_backend");
     if (backend == metadata.end() || !backend->is_string())
@@ -90,10 +98,14 @@ class NemoReader {
     if (*backend == "torch_dist" && has_torch_dist)
       throw Error(Code::kUnsupported, "the weights are in torch_dist format, expected zarr").At("reading", path);
     if (*backend != "zarr" && *backend != "torch_dist")
-      throw Error(Code::kUnsupported, fmt::format("sharded_backend is {}, expected \"zarr\"", backend->dump())).At("reading", path);
+      throw Error(Code::kUnsupported, fmt::format("sharded_backend is {}, expected \"zarr\"", backend->dump()))
+          .At("reading", path);
     if (*backend == "torch_dist" || has_torch_dist)
-      throw Error(Code::kCorrupt, fmt::format("sharded_backend is {}, and the folder {} the .metadata file of torch_dist, expected both of one format",
-                                              backend->dump(), has_torch_dist ? "has" : "lacks"))
+      throw Error(
+          Code::kCorrupt,
+          fmt::format(
+              "sharded_backend is {}, and the folder {} the .metadata file of torch_dist, expected both of one format",
+              backend->dump(), has_torch_dist ? "has" : "lacks"))
           .At("reading", path);
   }
 
@@ -108,7 +120,9 @@ class NemoReader {
       if (entry.starts_with("optimizer.") || name.ends_with("_extra_state") || (!is_array && !LooksLikeTensor(name))) {
         checkpoint_.ignored.push_back(entry);
       } else if (!is_array) {
-        throw Error(Code::kCorrupt, "there is no .zarray, expected one in the folder of an array").At("reading", path).Tensor(entry);
+        throw Error(Code::kCorrupt, "there is no .zarray, expected one in the folder of an array")
+            .At("reading", path)
+            .Tensor(entry);
       } else {
         checkpoint_.tensors.push_back(zarr2::ReadArray(io_, path, name, files));
       }
@@ -116,7 +130,8 @@ class NemoReader {
     for (const zarr2::ChunkFile& file : files) {
       auto info = io_.Stat(file.path);
       if (!info) throw Error(Code::kMismatch, "the file vanished while it was read").At("reading", file.path);
-      checkpoint_.files.push_back({file.path, file.path.substr(checkpoint_.folder.size() + 1), file.size, info->mtime_ns, info->inode});
+      checkpoint_.files.push_back(
+          {file.path, file.path.substr(checkpoint_.folder.size() + 1), file.size, info->mtime_ns, info->inode});
     }
   }
 
@@ -133,7 +148,9 @@ class NemoReader {
   void Describe() {
     const StoredTensor* embedding = Find(kEmbedding);
     if (!embedding || embedding->shape.size() != 2)
-      throw Error(Code::kMismatch, "it is not there with two axes, expected it in every model").At("reading", weights_).Tensor(std::string(kEmbedding));
+      throw Error(Code::kMismatch, "it is not there with two axes, expected it in every model")
+          .At("reading", weights_)
+          .Tensor(std::string(kEmbedding));
     NemoHints hints{options_.model_type, nullptr, options_.vocab_size};
     Model known;
     if (!options_.template_path.empty()) {
@@ -149,7 +166,8 @@ class NemoReader {
     const Sizes& sizes = checkpoint_.model.sizes;
     bool numbered = std::any_of(checkpoint_.tensors.begin(), checkpoint_.tensors.end(),
                                 [](const StoredTensor& tensor) { return IsNumbered(tensor.name); });
-    checkpoint_.rank = {{0, sizes['L']}, {0, sizes['E']}, embedding->shape[0], Find(kHead) || !checkpoint_.model.tied, !numbered};
+    checkpoint_.rank = {
+        {0, sizes['L']}, {0, sizes['E']}, embedding->shape[0], Find(kHead) || !checkpoint_.model.tied, !numbered};
   }
 
   void ListSideFiles() {
@@ -166,7 +184,9 @@ class NemoReader {
   Checkpoint checkpoint_;
 };
 
-Checkpoint Open(Io& io, const std::string& folder, const OpenOptions& options) { return NemoReader(io, folder, options).Open(); }
+Checkpoint Open(Io& io, const std::string& folder, const OpenOptions& options) {
+  return NemoReader(io, folder, options).Open();
+}
 
 // Rows that pad a NeMo source's vocabulary stay when the target is NeMo again, and so does a head that is stored twice.
 Rank RankOf(const Model& model, const Checkpoint& source) {
@@ -200,14 +220,16 @@ Tokenizer TokenizerOf(const Checkpoint& source, const Model& model, const Target
   if (tokenizer.name.empty()) {
     tokenizer.name = PosixIo().Canonical(source.folder);
     if (!has_file || model.family->nemo_base == NemoBase::kQwen)
-      out.notes.push_back(fmt::format("the tokenizer is named by its folder, {}; --hf_model_name names another", tokenizer.name));
+      out.notes.push_back(
+          fmt::format("the tokenizer is named by its folder, {}; --hf_model_name names another", tokenizer.name));
   }
   for (const std::string& name : source.side_files)
     if (name != file && name != "config.json") out.left.push_back(name);
   return tokenizer;
 }
 
-std::string ConfigText(const Checkpoint& source, const Model& model, const TargetOptions& options, Dtype dtype, LaidOut& out) {
+std::string ConfigText(const Checkpoint& source, const Model& model, const TargetOptions& options, Dtype dtype,
+                       LaidOut& out) {
   if (source.kind != kNemo.name) {
     Tokenizer tokenizer = TokenizerOf(source, model, options, out);
     try {
@@ -241,15 +263,16 @@ void AddObjects(const Model& model, std::vector<FileLayout>& files) {
     for (std::string_view module : block->nemo_objects) {
       for (uint64_t layer = 0; layer < layers; ++layer) {
         std::string stem = fmt::format("shard_{}_{}", layer, layers);
-        files.push_back(LiteralFile(fmt::format("{}/{}decoder.layers.{}._extra_state/{}.pt", kWeights, kPrefix, module, stem),
-                                    TorchZip(stem, kPickledNone)));
+        files.push_back(
+            LiteralFile(fmt::format("{}/{}decoder.layers.{}._extra_state/{}.pt", kWeights, kPrefix, module, stem),
+                        TorchZip(stem, kPickledNone)));
       }
     }
   }
 }
 
-LaidOut LayOut(const Checkpoint& source, const Model& model, const TargetOptions& options, const std::vector<TensorSpec>& specs,
-               std::vector<StoredTensor>& tensors) {
+LaidOut LayOut(const Checkpoint& source, const Model& model, const TargetOptions& options,
+               const std::vector<TensorSpec>& specs, std::vector<StoredTensor>& tensors) {
   LaidOut out;
   out.files.push_back(LiteralFile(std::string(kConfig), ConfigText(source, model, options, tensors[0].dtype, out)));
   for (size_t i = 0; i < tensors.size(); ++i)

@@ -15,7 +15,8 @@
 namespace reshard {
 namespace {
 
-constexpr std::string_view kTarget = "nemo.collections.nlp.models.language_modeling.megatron_gpt_model.MegatronGPTModel";
+constexpr std::string_view kTarget =
+    "nemo.collections.nlp.models.language_modeling.megatron_gpt_model.MegatronGPTModel";
 constexpr std::string_view kNemoVersion = "2.0.0rc1";
 
 // The only llama3 scaling that NeMo has: constants of its apply_rope_scaling (nemo/collections/common/parts/utils.py).
@@ -46,16 +47,15 @@ void RequireText(const ConfigReader& reader, std::string_view key, std::string_v
                  std::initializer_list<std::string_view> handled) {
   std::string value = reader.String(key, std::string(otherwise));
   if (std::find(handled.begin(), handled.end(), value) == handled.end())
-    throw Error(Code::kUnsupported, fmt::format("{} '{}', expected '{}'", key, value, *handled.begin())).At("reading", reader.path());
+    throw Error(Code::kUnsupported, fmt::format("{} '{}', expected '{}'", key, value, *handled.begin()))
+        .At("reading", reader.path());
 }
 
 void RefuseUnsupported(const ConfigReader& reader) {
   RequireText(reader, "activation", "gelu", {"fast-swiglu", "swiglu"});
   RequireText(reader, "normalization", "layernorm", {"rmsnorm"});
   RequireText(reader, "position_embedding_type", "learned_absolute", {"rope"});
-  auto refuse = [&](const std::string& what) {
-    throw Error(Code::kUnsupported, what).At("reading", reader.path());
-  };
+  auto refuse = [&](const std::string& what) { throw Error(Code::kUnsupported, what).At("reading", reader.path()); };
   if (reader.Bool("layernorm_zero_centered_gamma", false)) refuse("layernorm_zero_centered_gamma true, expected false");
   if (reader.Number("rotary_percentage", 1.0).get<double>() != 1.0) refuse("rotary_percentage, expected 1.0");
   if (!reader.At("num_moe_experts").is_null()) refuse("a mixture of experts (num_moe_experts), expected a dense model");
@@ -87,18 +87,24 @@ bool HasWindow(const Family& family) {
                      [](const ConfigDefault& row) { return row.key == "sliding_window"; });
 }
 
-const Family& FamilyOf(const ConfigReader& reader, const std::set<std::string_view>& flags, bool window, const NemoHints& hints) {
+const Family& FamilyOf(const ConfigReader& reader, const std::set<std::string_view>& flags, bool window,
+                       const NemoHints& hints) {
   if (hints.template_model) {
     const Family& family = *hints.template_model->family;
     if (CanMean(family, flags)) return family;
-    throw Mismatch(reader.path(), fmt::format("its biases and norms are not those of {}, which the template is; give the right --hf_model_name", family.name));
+    throw Mismatch(
+        reader.path(),
+        fmt::format("its biases and norms are not those of {}, which the template is; give the right --hf_model_name",
+                    family.name));
   }
   for (const Family* family : Families()) {
     if (!hints.model_type.empty() && family->group != hints.model_type) continue;
     if (CanMean(*family, flags) && (!window || HasWindow(*family))) return *family;
   }
-  throw Mismatch(reader.path(), fmt::format("no {} family has its biases, norms and window; give --hf_model_name or another --model_type",
-                                            hints.model_type.empty() ? "known" : hints.model_type));
+  throw Mismatch(
+      reader.path(),
+      fmt::format("no {} family has its biases, norms and window; give --hf_model_name or another --model_type",
+                  hints.model_type.empty() ? "known" : hints.model_type));
 }
 
 void ReadSizes(const ConfigReader& reader, Model& model) {
@@ -117,7 +123,9 @@ Json RopeScaling(const ConfigReader& reader) {
   bool llama3 = reader.Bool("scale_positional_embedding", false);
   const Json& stored = reader.At("rope_scaling");
   if (int(!factor.is_null()) + int(llama3) + int(!stored.is_null()) > 1)
-    throw Mismatch(reader.path(), "more than one of seq_len_interpolation_factor, scale_positional_embedding and rope_scaling, expected at most one");
+    throw Mismatch(reader.path(),
+                   "more than one of seq_len_interpolation_factor, scale_positional_embedding and rope_scaling, "
+                   "expected at most one");
   if (!stored.is_null()) return stored;
   if (llama3) return Llama3Scaling();
   return factor.is_null() ? Json(nullptr) : Json{{"factor", factor}, {"rope_type", "linear"}};
@@ -127,7 +135,8 @@ Json Window(const ConfigReader& reader) {
   const Json& window = reader.At("window_size");  // [tokens before, tokens after]
   if (window.is_null() || (window.is_array() && !window.empty() && window[0].is_null())) return nullptr;
   if (!window.is_array() || window.empty() || !window[0].is_number_unsigned())
-    throw Error(Code::kCorrupt, fmt::format("'window_size' is {}, expected two numbers", window.dump())).At("reading", reader.path());
+    throw Error(Code::kCorrupt, fmt::format("'window_size' is {}, expected two numbers", window.dump()))
+        .At("reading", reader.path());
   return window[0];
 }
 
@@ -139,12 +148,16 @@ uint64_t Vocabulary(const ConfigReader& reader, uint64_t stored_rows, const Nemo
   if (hints.vocab_size) rows = *hints.vocab_size;
   uint64_t multiple = reader.Size("make_vocab_size_divisible_by", 128);
   if (rows == 0 && multiple > 1)
-    doubt = fmt::format("embedding.word_embeddings.weight has {} rows, of which up to {} may be padding, expected to be told how many are "
-                        "the vocabulary's; give --vocab_size or --hf_model_name",
-                        stored_rows, multiple - 1);
+    doubt = fmt::format(
+        "embedding.word_embeddings.weight has {} rows, of which up to {} may be padding, expected to be told how many "
+        "are "
+        "the vocabulary's; give --vocab_size or --hf_model_name",
+        stored_rows, multiple - 1);
   if (rows == 0) rows = stored_rows;
   if (rows > stored_rows)
-    throw Mismatch(reader.path(), fmt::format("embedding.word_embeddings.weight has {} rows, expected at least {} for the vocabulary", stored_rows, rows));
+    throw Mismatch(reader.path(),
+                   fmt::format("embedding.word_embeddings.weight has {} rows, expected at least {} for the vocabulary",
+                               stored_rows, rows));
   return rows;
 }
 
@@ -152,17 +165,21 @@ uint64_t Vocabulary(const ConfigReader& reader, uint64_t stored_rows, const Nemo
 void CheckTemplate(const ConfigReader& reader, const Model& model, const Model& known) {
   std::vector<std::string> problems;
   auto compare = [&](const char* name, const Json& ours, const Json& theirs) {
-    if (ours != theirs) problems.push_back(fmt::format("{}: {} in {}, {} in the template", name, ours.dump(), reader.path(), theirs.dump()));
+    if (ours != theirs)
+      problems.push_back(
+          fmt::format("{}: {} in {}, {} in the template", name, ours.dump(), reader.path(), theirs.dump()));
   };
-  for (auto [name, symbol] : {std::pair{"hidden size", 'H'}, std::pair{"ffn hidden size", 'F'}, std::pair{"layers", 'L'},
-                              std::pair{"attention heads", 'A'}, std::pair{"query groups", 'G'}, std::pair{"head size", 'D'}})
+  for (auto [name, symbol] :
+       {std::pair{"hidden size", 'H'}, std::pair{"ffn hidden size", 'F'}, std::pair{"layers", 'L'},
+        std::pair{"attention heads", 'A'}, std::pair{"query groups", 'G'}, std::pair{"head size", 'D'}})
     compare(name, model.sizes[symbol], known.sizes[symbol]);
   const HyperParameters &ours = model.hyper, &theirs = known.hyper;
   compare("rms_norm_eps", ours.rms_norm_eps, theirs.rms_norm_eps);
   compare("rope_theta", ours.rope_theta, theirs.rope_theta);
   compare("sliding_window", ours.sliding_window, theirs.sliding_window);
   // NeMo's own llama3 switch says no more than the type: the template's numbers are the better knowledge.
-  bool both_llama3 = ours.rope_scaling == Llama3Scaling() && theirs.rope_scaling.is_object() && theirs.rope_scaling["rope_type"] == "llama3";
+  bool both_llama3 = ours.rope_scaling == Llama3Scaling() && theirs.rope_scaling.is_object() &&
+                     theirs.rope_scaling["rope_type"] == "llama3";
   if (!both_llama3) compare("rope_scaling", ours.rope_scaling, theirs.rope_scaling);
   if (problems.empty()) return;
   Error error(Code::kMismatch, "the template of --hf_model_name is of another model, expected one that agrees:");
@@ -180,7 +197,8 @@ void CheckTemplate(const ConfigReader& reader, const Model& model, const Model& 
 void SetBiases(const Model& model, Json& config) {
   bool qkv = model.Has("qkv_bias"), o = model.Has("o_bias"), mlp = model.Has("mlp_bias");
   if (o != mlp || (mlp && !qkv))
-    NoPlace(fmt::format("biases on {} only", o ? "attention" : "the MLP"), "its switch `bias` gives all linear layers one; this model stays in the hf kind");
+    NoPlace(fmt::format("biases on {} only", o ? "attention" : "the MLP"),
+            "its switch `bias` gives all linear layers one; this model stays in the hf kind");
   config["bias"] = mlp;
   if (qkv && !o) {
     config["qkv_bias"] = true;
@@ -266,7 +284,8 @@ Model ModelFromNemoConfig(const Json& config, const std::string& path, uint64_t 
 
 std::string NemoConfigText(const Model& model, const NemoConfigOptions& options) {
   NemoBase base = model.family->nemo_base;
-  Json config = YamlValue(ParseYaml(base == NemoBase::kQwen ? kNemoBaseQwen : kNemoBaseLlama, "the base of model_config.yaml"));
+  Json config =
+      YamlValue(ParseYaml(base == NemoBase::kQwen ? kNemoBaseQwen : kNemoBaseLlama, "the base of model_config.yaml"));
   const Sizes& sizes = model.sizes;
   const HyperParameters& hyper = model.hyper;
   if (!hyper.layered_window.empty()) NoPlace(hyper.layered_window, "this model stays in the hf kind");
@@ -298,10 +317,12 @@ std::string WithNemoPrecision(const std::string& text, Dtype dtype, const std::s
   std::string key = "precision:";
   size_t at = text.rfind(key, 0) == 0 ? 0 : text.find("\n" + key);
   if (at == std::string::npos)
-    throw Error(Code::kUnsupported, "there is no top-level 'precision', expected one to set to the new dtype").At("reading", path);
+    throw Error(Code::kUnsupported, "there is no top-level 'precision', expected one to set to the new dtype")
+        .At("reading", path);
   size_t begin = text.find(':', at) + 1, end = std::min(text.find('\n', begin), text.size());
   Json precision = Precision(dtype);
-  return text.substr(0, begin) + " " + (precision.is_string() ? precision.get<std::string>() : precision.dump()) + text.substr(end);
+  return text.substr(0, begin) + " " + (precision.is_string() ? precision.get<std::string>() : precision.dump()) +
+         text.substr(end);
 }
 
 }  // namespace reshard

@@ -10,15 +10,15 @@ namespace reshard {
 
 // What a NeMo config leaves open, from a user or a template.
 struct NemoHints {
-  std::string model_type;            // a group of families; empty: any
+  std::string model_type;  // a group of families; empty: any
   const Model* template_model = nullptr;
   std::optional<uint64_t> vocab_size;
 };
 
-// The model of a config, `stored_rows` being the rows of its embedding array. Errors: kUnsupported (an activation, norm or
-// position embedding that is not handled, experts), kMismatch (no family has these biases and norms; a template of other
-// sizes), kCorrupt (a key of a wrong type). Where the vocabulary may be padded and nobody vouches for its size, all rows
-// are taken for it and `doubt` says so.
+// The model of a config, `stored_rows` being the rows of its embedding array. Errors: kUnsupported (an activation, norm
+// or position embedding that is not handled, experts), kMismatch (no family has these biases and norms; a template of
+// other sizes), kCorrupt (a key of a wrong type). Where the vocabulary may be padded and nobody vouches for its size,
+// all rows are taken for it and `doubt` says so.
 Model ModelFromNemoConfig(const Json& config, const std::string& path, uint64_t stored_rows, const NemoHints& hints,
                           std::string& doubt);
 
