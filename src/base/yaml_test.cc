@@ -125,6 +125,12 @@ TEST(ParseYaml, BoundsTheNodesBehindAliases) {
   EXPECT_THAT(ErrorOf(text), HasSubstr("1000000 nodes"));
 }
 
+TEST(ParseYaml, CountsWhatAnchorsKeep) {
+  std::string text;
+  for (int i = 0; i < 600'000; ++i) text += "- &a 1\n";
+  EXPECT_THAT(ErrorOf(text), HasSubstr("1000000 nodes"));
+}
+
 TEST(ParseYaml, BoundsTheTextBehindAliases) {
   std::string text = "a: &a " + std::string(kMiB, 'x') + "\n";
   for (int i = 0; i < 20; ++i) text += "b" + std::to_string(i) + ": *a\n";
