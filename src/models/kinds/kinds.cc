@@ -84,8 +84,8 @@ const Kind& KindByName(std::string_view name) {
     if (kind.name == name) return kind;
   for (std::string_view later : {"trtllm", "megatron", "nemo2"})
     if (name == later)
-      throw Error(Code::kUnsupported,
-                  fmt::format("the kind '{}' is not supported by this version, expected hf or nemo", name));
+      throw Error(Code::kUnsupported, "this version does not support it, expected hf or nemo")
+          .At("choosing", fmt::format("the kind {}", name));
   throw Error(Code::kInvalidArgument, fmt::format("the kind '{}' is not known, expected hf or nemo", name));
 }
 
