@@ -201,10 +201,11 @@ void RefuseUnknown(const std::string& word, const CommandRow& command) {
   std::string name = word.substr(0, word.find('='));
   for (const char* later : kLater)
     if (name == later)
-      throw Error(Code::kUnsupported,
-                  name +
-                      " (launching, TensorRT-LLM) is not supported by this version, expected an option of `reshard " +
-                      command.name + " --help`");
+      throw Error(
+          Code::kUnsupported,
+          std::string("this version neither launches jobs nor writes TensorRT-LLM, expected an option of `reshard ") +
+              command.name + " --help`")
+          .At("parsing", name);
   std::vector<std::string> known;
   for (const OptionRow& row : Table())
     if (row.commands & command.bit)
