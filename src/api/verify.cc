@@ -72,10 +72,8 @@ std::string CheckAgainstReceipt(Io& io, const std::string& folder, const Json& e
     hash.Update(buffer.data(), size);
     report.bytes += size;
   }
-  std::string found = Hex(hash.Digest());
-  return found == entry.at("xxh3")
-             ? ""
-             : fmt::format("{}: XXH3 {}, expected {}", name, found, entry.at("xxh3").get<std::string>());
+  std::string found = Hex(hash.Digest()), expected = entry.at("xxh3");
+  return found == expected ? "" : fmt::format("{}: XXH3 {}, expected {}", name, found, expected);
 }
 
 }  // namespace

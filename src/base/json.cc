@@ -32,6 +32,7 @@ std::string Explanation(const std::string& what) {
   if (what.find("number overflow") != what.npos)
     return "a number beyond the range of 64-bit floats, expected one within";
   size_t begin = what.find("syntax error");
+  if (begin == what.npos) return "no JSON: nothing to parse, expected JSON";  // newer versions say so of an empty text
   return "no JSON: " + what.substr(begin, what.find("; last read:", begin) - begin) + ", expected JSON";
 }
 

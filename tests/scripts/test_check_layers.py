@@ -50,6 +50,7 @@ def test_reports_an_include_against_the_direction(tmp_path, path, include):
     ("src/plan/a.cc", "models/kinds/hf.h"),
     ("src/execute/a.cc", "plan/plan.h"),
     ("src/execute/a_test.cc", "tests/fault/folder.h"),
+    ("src/models/a_test.cc", "models/kinds/hf.h"),
     ("src/execute/testutil.h", "gtest/gtest.h"),
     ("src/api/a.cc", "execute/execute.h"),
     ("src/cli/a.cc", "reshard/reshard.h"),
