@@ -110,12 +110,26 @@ void CheckSources(const Part& part, std::vector<std::string>& problems) {
         fmt::format("{}: no source for {} from {} on", part.name, ToString(box.shape), ToString(box.origin)));
 }
 
+// A box that no op of the part would meet, wholly or in part.
+bool LiesOutside(const Piece& piece, const Part& part) {
+  return piece.box.shape.size() != part.shape.size() || !(Intersect(piece.box, WholeBox(part.shape)) == piece.box);
+}
+
+void CheckBoxes(const Part& part, std::vector<std::string>& problems) {
+  for (const auto* pieces : {&part.sources, &part.targets})
+    for (const Piece& piece : *pieces)
+      if (LiesOutside(piece, part))
+        problems.push_back(fmt::format("{}: {} from {} on lies outside of {}", part.name, ToString(piece.box.shape),
+                                       ToString(piece.box.origin), ToString(part.shape)));
+}
+
 }  // namespace
 
 std::vector<std::string> Audit(const Plan& plan) {
   std::vector<std::string> problems;
   std::vector<std::vector<Footprint>> by_file(plan.files.size());
   for (const Part& part : plan.parts) {
+    CheckBoxes(part, problems);
     CheckSources(part, problems);
     for (const Piece& piece : part.sources)
       if (piece.file >= plan.sources.size() || EndOf(piece) > plan.sources[piece.file].size)

@@ -170,6 +170,16 @@ TEST_F(PlanOfALlama, MustStayWithinItsFiles) {
   });
 }
 
+TEST_F(PlanOfALlama, MustStayWithinItsParts) {
+  for (auto side : {&Part::sources, &Part::targets})
+    for (uint64_t beyond : {uint64_t{1}, uint64_t{1} << 20})
+      ExpectFound(Plans(), side, [&](Plan&, Part& part, size_t i) {
+        Box& box = (part.*side)[i].box;
+        box.origin[0] = part.shape[0] - box.shape[0] + beyond;
+        return true;
+      });
+}
+
 TEST_F(PlanOfALlama, MustHaveSourcesForAllOfAPart) {
   for (size_t axis : {0, 1})
     for (bool front : {false, true})
