@@ -60,6 +60,12 @@ uint64_t Count(const std::string& name, const std::string& value, uint64_t least
   return count;
 }
 
+// Powers of 1000 only, as transformers has them: a shard of 5GiB would be another split than save_pretrained's.
+uint64_t ShardSize(const std::string& value) {
+  if (value.ends_with("iB")) throw Usage("--max_shard_size is '" + value + "', expected a size in KB, MB, GB or TB");
+  return ParseSize(value, "--max_shard_size");
+}
+
 // Options of the originals that mean nothing here.
 Store Needless(const char* name, const char* why) {
   return [=](Options& o, const std::string&) { o.notes.push_back(std::string(name) + " is not needed: " + why); };
@@ -97,7 +103,7 @@ const std::vector<OptionRow>& Table() {
       {"--allow_overflow", "", kConvert, "publish although a cast made finite values infinite",
        [](Options& o, const std::string&) { o.convert.allow_overflow = true; }},
       {"--max_shard_size", "SIZE", kConvert, "the most bytes of one safetensors file, 10GB by default",
-       [](Options& o, const std::string& v) { o.convert.max_shard_size = ParseSize(v, "--max_shard_size"); }},
+       [](Options& o, const std::string& v) { o.convert.max_shard_size = ShardSize(v); }},
       {"--override", "", kConvert, "replace what OUT holds, once the new checkpoint is complete",
        [](Options& o, const std::string&) { o.convert.replace = true; }},
       {"--verify", "", kConvert, "compare the result with the source before it is published",

@@ -240,8 +240,7 @@ std::vector<Segment> Meet(const AxisMeeting& m) {
     bool whole = low == first && high == first + m.axis.block;
     Segment* last = segments.empty() ? nullptr : &segments.back();
     // A whole block behind whole blocks makes their run longer.
-    if (whole && last && last->begin + last->size == begin && last->size % m.axis.block == 0 &&
-        last->begin % m.axis.block == 0) {
+    if (whole && last && last->begin + last->size == begin && last->size % m.axis.block == 0) {
       last->size += m.axis.block;
     } else {
       add(begin, high - low, low);

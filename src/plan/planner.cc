@@ -108,7 +108,7 @@ class Planner {
     TieSources();
     ChooseDtypes();
     Throw();
-    LaidOut laid_out = kind_.lay_out(source_, model_, options_, specs_, tensors_);
+    LaidOut laid_out = kind_.lay_out(io_, source_, model_, options_, specs_, tensors_);
     AddCopies(laid_out);
     AddParts();
     Throw();

@@ -57,6 +57,20 @@ def test_the_rope_keys_are_those_that_old_and_new_transformers_read(tmp_path):
     assert "rope_parameters" not in settings
 
 
+@pytest.mark.parametrize("rows, code", [(97, 0), (64, 6), (128, 6)])
+def test_rows_that_may_be_padding_are_refused_and_others_are_not(rows, code, tmp_path):
+    """A vocabulary of 97 rows cannot be padded to a multiple of 1; 64 rows may be fewer that were padded to a multiple of 64."""
+    c = models.config("llama", **dict(models.SHAPES["8x2"], vocab_size=rows))
+    source = models.write(tmp_path / "in", c, torch.bfloat16, seed="rows")
+    convert(source.path, tmp_path / "nemo", "--hf_model_name=example/model", to="nemo")
+    result = convert(tmp_path / "nemo", tmp_path / "out", to="hf", code=code)
+    if code:
+        assert "--vocab_size" in result.err and str(rows) in result.err
+        assert_nothing_published(tmp_path / "out")
+    else:
+        models.assert_equal(models.read(tmp_path / "out"), source.tensors)
+
+
 def test_a_model_type_that_contradicts_the_files_is_refused(tmp_path):
     c = models.config("qwen2", **models.SHAPES["8x2"])
     source = models.write(tmp_path / "in", c, torch.bfloat16, seed="type")

@@ -70,7 +70,7 @@ def split_names(path):
 
 def test_a_shard_size_without_a_known_unit_is_a_usage_error(tmp_path):
     source = models.write(tmp_path / "in", models.config("llama", **SHAPE), torch.bfloat16)
-    for size in ("5Gb ps", "GB", "5 parsecs"):
+    for size in ("5GiB", "GB", "5 parsecs"):
         reshard("convert", source.path, tmp_path / "out", "--to=hf", f"--max_shard_size={size}", code=2)
 
 

@@ -293,7 +293,7 @@ void AddCopies(const Checkpoint& source, LaidOut& out) {
   }
 }
 
-LaidOut LayOut(const Checkpoint& source, const Model& model, const TargetOptions& options,
+LaidOut LayOut(Io&, const Checkpoint& source, const Model& model, const TargetOptions& options,
                const std::vector<TensorSpec>& specs, std::vector<StoredTensor>& tensors) {
   if (!source.vocabulary_doubt.empty())
     throw Error(Code::kMismatch, source.vocabulary_doubt).At("reading", source.config_path);

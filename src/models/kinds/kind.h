@@ -73,7 +73,7 @@ struct Kind {
   // How `model` is stored there; `source` is what it comes from.
   Rank (*rank)(const Model& model, const Checkpoint& source);
   // Fills in the chunks of `tensors` (which answer to `specs` one to one) and makes all files, configs included.
-  LaidOut (*lay_out)(const Checkpoint& source, const Model& model, const TargetOptions& options,
+  LaidOut (*lay_out)(Io& io, const Checkpoint& source, const Model& model, const TargetOptions& options,
                      const std::vector<TensorSpec>& specs, std::vector<StoredTensor>& tensors);
   std::span<const std::string_view> markers;  // files that make a folder a checkpoint of this kind
 };

@@ -203,22 +203,22 @@ Rank RankOf(const Model& model, const Checkpoint& source) {
 
 struct Tokenizer {
   std::string name, artifact;
-  bool carried = false;
 };
 
 // The file that the converters keep in the checkpoint: tokenizer.model for Llama, vocab.json for Qwen. Its name begins
 // with a hash of its content, so that the same input gives the same checkpoint.
-Tokenizer TokenizerOf(const Checkpoint& source, const Model& model, const TargetOptions& options, LaidOut& out) {
+Tokenizer TokenizerOf(Io& io, const Checkpoint& source, const Model& model, const TargetOptions& options,
+                      LaidOut& out) {
   Tokenizer tokenizer{options.hf_model_name, ""};
   std::string file = model.family->nemo_base == NemoBase::kQwen ? "vocab.json" : "tokenizer.model";
   bool has_file = std::find(source.side_files.begin(), source.side_files.end(), file) != source.side_files.end();
   if (has_file) {
     std::string path = JoinPath(source.folder, file);
-    tokenizer.artifact = Sha256Hex(ReadWholeFile(PosixIo(), path, kMaxConfigBytes)).substr(0, 32) + "_" + file;
+    tokenizer.artifact = Sha256Hex(ReadWholeFile(io, path, kMaxConfigBytes)).substr(0, 32) + "_" + file;
     out.copies.push_back({path, tokenizer.artifact});
   }
   if (tokenizer.name.empty()) {
-    tokenizer.name = PosixIo().Canonical(source.folder);
+    tokenizer.name = io.Canonical(source.folder);
     if (!has_file || model.family->nemo_base == NemoBase::kQwen)
       out.notes.push_back(
           fmt::format("the tokenizer is named by its folder, {}; --hf_model_name names another", tokenizer.name));
@@ -228,10 +228,10 @@ Tokenizer TokenizerOf(const Checkpoint& source, const Model& model, const Target
   return tokenizer;
 }
 
-std::string ConfigText(const Checkpoint& source, const Model& model, const TargetOptions& options, Dtype dtype,
+std::string ConfigText(Io& io, const Checkpoint& source, const Model& model, const TargetOptions& options, Dtype dtype,
                        LaidOut& out) {
   if (source.kind != kNemo.name) {
-    Tokenizer tokenizer = TokenizerOf(source, model, options, out);
+    Tokenizer tokenizer = TokenizerOf(io, source, model, options, out);
     try {
       return NemoConfigText(model, {dtype, tokenizer.name, tokenizer.artifact, options.rope_config_only});
     } catch (Error& error) {
@@ -271,10 +271,10 @@ void AddObjects(const Model& model, std::vector<FileLayout>& files) {
   }
 }
 
-LaidOut LayOut(const Checkpoint& source, const Model& model, const TargetOptions& options,
+LaidOut LayOut(Io& io, const Checkpoint& source, const Model& model, const TargetOptions& options,
                const std::vector<TensorSpec>& specs, std::vector<StoredTensor>& tensors) {
   LaidOut out;
-  out.files.push_back(LiteralFile(std::string(kConfig), ConfigText(source, model, options, tensors[0].dtype, out)));
+  out.files.push_back(LiteralFile(std::string(kConfig), ConfigText(io, source, model, options, tensors[0].dtype, out)));
   for (size_t i = 0; i < tensors.size(); ++i)
     zarr2::LayOut(fmt::format("{}/{}{}", kWeights, kPrefix, tensors[i].name), GridOf(specs[i]), tensors[i], out.files);
   AddObjects(model, out.files);
