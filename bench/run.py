@@ -78,6 +78,12 @@ def warm(folder):
                 pass
 
 
+def touch_free_memory(count):
+    """A virtual machine may hand free memory back to its host, and every page costs much more when it is next used:
+    then the runs after a pause, and those that write more, would look slow. So both of a pair find memory in place."""
+    run([sys.executable, "-c", f"bytes([1]) * {count}"])
+
+
 def cool(folder):
     os.sync()
     if os.access(DROP_CACHES, os.W_OK):
@@ -129,12 +135,16 @@ def against_copy(table, what, command, source, target, copy, prepare, runs):
     """`command`, which makes `target` from `source`, and cp of `source`, one after the other, `runs` times."""
     ours, theirs = [], []
     source_bytes = size(source)
-    for _ in range(runs):
+    def make_ready():
         prepare(source)
+        touch_free_memory(3 * source_bytes)
+
+    for _ in range(runs):
+        make_ready()
         ours.append(run(command))
         target_bytes = size(target)
         remove(target)
-        prepare(source)
+        make_ready()
         theirs.append(run(durable(["cp", "-r", "--sparse=never", source, copy], copy)))
         remove(copy)
     ratios = [a.seconds / b.seconds for a, b in zip(ours, theirs)]
