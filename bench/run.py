@@ -20,6 +20,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 BENCH = ROOT / "bench"
 WORK = ROOT / "build" / "bench"
 RESHARD = pathlib.Path(os.environ.get("RESHARD", ROOT / "build" / "release" / "reshard")).resolve()
+CGROUPS = pathlib.Path("/sys/fs/cgroup")
 DROP_CACHES = "/proc/sys/vm/drop_caches"
 GB = 1e9
 PARTS = ("planning", "speed", "memory", "large")
@@ -166,14 +167,37 @@ def measure_speed(table, hf, nemo, runs):
                 against_copy(table, what, command, source, target, WORK / "copy", prepare, runs)
 
 
+class Cgroup:
+    """A memory cgroup whose limit the kernel enforces: a process that needs more is killed. The page cache that a
+    process fills counts too, but is given up first. Where none can be made, commands run without, and the rows say so.
+    """
+
+    def __init__(self, cap):
+        v1, v2 = CGROUPS / "memory" / "reshard-bench", CGROUPS / "reshard-bench"
+        self.folder = v1 if v1.parent.is_dir() else v2
+        limit = "memory.limit_in_bytes" if self.folder == v1 else "memory.max"
+        try:
+            self.folder.mkdir(exist_ok=True)
+            (self.folder / limit).write_text(str(int(cap.removesuffix("MiB")) << 20))
+            self.what = f"`--max_memory={cap}` in a cgroup of {cap}"
+        except OSError:
+            self.folder, self.what = None, f"`--max_memory={cap}`, no cgroup"
+
+    def around(self, command):
+        if not self.folder:
+            return command
+        return ["sh", "-c", 'echo $$ > "$0" && exec "$@"', self.folder / "cgroup.procs", *command]
+
+
 def measure_memory(table, hf, nemo):
     for cap in ("64MiB", "256MiB"):
+        cgroup = Cgroup(cap)
         for source, to in ((hf, "nemo"), (nemo, "hf")):
             template = [] if to == "nemo" else [f"--hf_model_name={hf}"]
             warm(source)
-            done = run(convert(source, WORK / "out", to, f"--max_memory={cap}", *template))
+            done = run(cgroup.around(convert(source, WORK / "out", to, f"--max_memory={cap}", *template)))
             remove(WORK / "out")
-            table.add(f"{'HF -> NeMo' if to == 'nemo' else 'NeMo -> HF'}, bf16, `--max_memory={cap}`", "warm",
+            table.add(f"{'HF -> NeMo' if to == 'nemo' else 'NeMo -> HF'}, bf16, {cgroup.what}", "warm",
                       f"{done.seconds:.2f}", cpu=f"{done.cpu / size(source) * GB:.2f}", peak=mib(done.peak))
 
 
@@ -182,9 +206,10 @@ def measure_large(table, layers):
     read = size(hf)
     name = f"{f'{layers} layers of ' if layers else ''}70B, {read / GB:.0f} GB of holes, nothing written"
     for cap in ("64MiB", "256MiB"):
-        done = run(convert(hf, WORK / "out", "nemo", f"--max_memory={cap}", "--io_engine=discard"))
+        cgroup = Cgroup(cap)
+        done = run(cgroup.around(convert(hf, WORK / "out", "nemo", f"--max_memory={cap}", "--io_engine=discard")))
         remove(WORK / "out")
-        table.add(f"HF -> NeMo, {name}, `--max_memory={cap}`", "", f"{done.seconds:.1f}",
+        table.add(f"HF -> NeMo, {name}, {cgroup.what}", "", f"{done.seconds:.1f}",
                   cpu=f"{done.cpu / read * GB:.2f}", peak=mib(done.peak))
 
 
