@@ -29,9 +29,22 @@ struct RunOptions {
   const std::atomic<bool>* stop = nullptr;
 };
 
+// How a TensorRT-LLM checkpoint is cut and quantised. Nothing of it may be set for other targets.
+struct TrtllmTarget {
+  uint64_t tp_size = 1, pp_size = 1;
+  bool use_parallel_embedding = false;  // cut the embedding over tensor ranks
+  unsigned embedding_sharding_dim = 0;  // 0 its rows, 1 its columns
+  bool use_embedding_sharing = false;   // a tied model's embedding and head stored once
+  unsigned version = 12;                // of TensorRT-LLM 0.x, 12 to 15: which keys config.json has
+  std::string quantisation;             // "", "int8", "int4" (weights only), "fp8_rowwise"
+  unsigned sm = 0;                      // GPU architecture to lay weight-only weights out for; 0: trtllm-build does it
+  bool disable_weight_only_quant_plugin = false;
+  bool fp8_kv_cache = false;
+};
+
 struct ConvertOptions {
   std::string input, output;  // folders
-  std::string from, to;       // kinds: "hf", "nemo"; `from` may be empty
+  std::string from, to;       // kinds: "hf", "nemo", "trtllm"; `from` may be empty
   std::string model_type;     // "llama", "qwen", or empty
   std::string hf_model_name;  // a folder, or a name on the hub: template of what NeMo cannot say, and tokenizer
   std::string dtype;          // "bf16", "fp16", "fp32" and the spellings of --precision; empty: as the source
@@ -43,6 +56,7 @@ struct ConvertOptions {
   bool replace = false;           // --override
   bool verify = false;            // compare with the source before publishing
   bool discard = false;           // move the data but write none of it: for measuring
+  TrtllmTarget trtllm;
   RunOptions run;
 };
 

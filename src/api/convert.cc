@@ -50,6 +50,23 @@ std::string TemplateFolder(Io& io, const ConvertOptions& options) {
   return *folder;
 }
 
+TrtllmOptions TrtllmOptionsOf(const TrtllmTarget& target) {
+  using Quantisation = TrtllmOptions::Quantisation;
+  TrtllmOptions options;
+  options.tp = target.tp_size;
+  options.pp = target.pp_size;
+  if (target.use_parallel_embedding) options.embedding_axis = static_cast<uint8_t>(target.embedding_sharding_dim);
+  options.share_embedding = target.use_embedding_sharing;
+  options.version = target.version;
+  if (target.quantisation == "int8") options.quantisation = Quantisation::kInt8;
+  if (target.quantisation == "int4") options.quantisation = Quantisation::kInt4;
+  if (target.quantisation == "fp8_rowwise") options.quantisation = Quantisation::kFp8Rowwise;
+  options.sm = target.sm;
+  options.weight_only_plugin = !target.disable_weight_only_quant_plugin;
+  options.fp8_kv_cache = target.fp8_kv_cache;
+  return options;
+}
+
 std::vector<std::string> AllMarkers() {
   std::vector<std::string> markers;
   for (const Kind& kind : Kinds()) markers.insert(markers.end(), kind.markers.begin(), kind.markers.end());
@@ -70,15 +87,15 @@ struct Conversion::State {
 
   explicit State(ConvertOptions given) : options(std::move(given)) {
     const Kind& kind = KindByName(options.to);
-    target = {ParseDtype(options.dtype), options.hf_model_name, options.max_shard_size, options.untie_embeddings,
-              options.rope_config_only};
+    target = {ParseDtype(options.dtype), options.hf_model_name,    options.max_shard_size,
+              options.untie_embeddings,  options.rope_config_only, TrtllmOptionsOf(options.trtllm)};
     open.model_type = options.model_type;
     open.vocab_size = options.vocab_size;
     open.max_header = MaxHeader(options.run);
     FitWorkers(options.run, [](uint64_t dense) { return dense + kIoBuffer; });  // before anything is read
     const Kind& source_kind = DetectKind(io, options.input);
     CheckTargetPath(io, options.input, options.output);
-    if (source_kind.name == kNemo.name) open.template_path = TemplateFolder(io, options);
+    if (source_kind.name != kHuggingFace.name) open.template_path = TemplateFolder(io, options);
     source = OpenCheckpoint(io, options.input, options.from, open);
     planned = MakePlan(io, source, kind, target);
     execute = FitWorkers(options.run, [&](uint64_t dense) { return WorkerBytes(planned.plan, dense); });

@@ -47,7 +47,13 @@ Json BlockJson(const Block& block) {
     if (!row.when.empty()) json["when"] = row.when;
     rows.push_back(json);
   }
-  return {{"rows", rows}, {"hf", LayoutsJson(block.hf)}, {"nemo", LayoutsJson(block.nemo)}};
+  Json json = {{"rows", rows}};
+  for (auto [kind, layouts] :
+       {std::pair{"hf", &block.hf}, std::pair{"nemo", &block.nemo}, std::pair{"trtllm", &block.trtllm}}) {
+    json[kind] = LayoutsJson(*layouts);
+    if (!layouts->lacks.empty()) json["lacks"][kind] = layouts->lacks;
+  }
+  return json;
 }
 
 }  // namespace
@@ -68,13 +74,15 @@ InspectReport Inspect(const std::string& path, const std::string& model_type, co
   for (const auto& [key, value] : HyperParametersOf(checkpoint.model))
     report.hyperparameters.emplace_back(key, value.dump());
   std::map<std::string, uint64_t> dtypes;
-  std::string prefix(KindByName(checkpoint.kind).name_prefix);
+  const Kind& kind = KindByName(checkpoint.kind);
   for (const StoredTensor& tensor : checkpoint.tensors) {
     report.parameters += ElementCount(tensor.shape);
     report.bytes += ElementCount(tensor.shape) * ItemSize(tensor.dtype);
     std::string dtype(Row(tensor.dtype).name);
     ++dtypes[dtype];
-    report.tensors.push_back({prefix + tensor.name, dtype, {tensor.shape.begin(), tensor.shape.end()}});
+    report.tensors.push_back({FullName(kind, checkpoint.ranks.size(), tensor.rank, tensor.name),
+                              dtype,
+                              {tensor.shape.begin(), tensor.shape.end()}});
   }
   report.dtypes.assign(dtypes.begin(), dtypes.end());
   for (const SourceFile& file : checkpoint.files) report.shards.push_back({file.relative, file.size});

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "api/memory.h"
 #include "api/progress.h"
 #include "base/hash.h"
@@ -44,11 +46,22 @@ TensorDifference Describe(const Paired& paired, const Part& part, const PartComp
   return row;
 }
 
+bool IsUnsaid(const Checkpoint& checkpoint, const std::string& key) {
+  return std::find(checkpoint.unsaid.begin(), checkpoint.unsaid.end(), key) != checkpoint.unsaid.end();
+}
+
+// Where a config does not say whether head and embedding are one, the other's word counts, and they must be equal.
+void SettleTie(Checkpoint& a, Checkpoint& b) {
+  if (IsUnsaid(a, "tie_word_embeddings")) a.model.tied |= b.model.tied;
+  if (IsUnsaid(b, "tie_word_embeddings")) b.model.tied |= a.model.tied;
+}
+
 void CompareHyperParameters(const Checkpoint& a, const Checkpoint& b, VerifyReport& report) {
   auto left = HyperParametersOf(a.model), right = HyperParametersOf(b.model);
   for (size_t i = 0; i < left.size(); ++i) {
     // Rows that only one vocabulary has are compared with zeros: as padding they do not count.
     if (left[i].second == right[i].second || left[i].first == "vocab_size") continue;
+    if (IsUnsaid(a, left[i].first) || IsUnsaid(b, left[i].first)) continue;
     report.hyperparameters.push_back({left[i].first, left[i].second.dump(), right[i].second.dump()});
     report.equal = false;
   }
@@ -100,9 +113,9 @@ std::vector<std::pair<std::string, Json>> HyperParametersOf(const Model& model) 
           {"qk_norm", model.Has("qk_norm")}};
 }
 
-VerifyReport VerifyCheckpoints(const Checkpoint& a, const Checkpoint& b, const RunOptions& options,
-                               const VerifyScope& scope) {
+VerifyReport VerifyCheckpoints(Checkpoint a, Checkpoint b, const RunOptions& options, const VerifyScope& scope) {
   VerifyReport report;
+  SettleTie(a, b);
   if (scope.hyperparameters) CompareHyperParameters(a, b, report);
   Paired paired = PairUp(a, b);
   report.missing = paired.missing;

@@ -10,7 +10,7 @@ struct VerifyScope {
   bool hyperparameters = true;
 };
 
-VerifyReport VerifyCheckpoints(const Checkpoint& a, const Checkpoint& b, const RunOptions& options,
+VerifyReport VerifyCheckpoints(Checkpoint a, Checkpoint b, const RunOptions& options,
                                const VerifyScope& scope);
 
 // The hyper-parameters of a model, in the order of print: names of config.json and their values.

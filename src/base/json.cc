@@ -112,48 +112,62 @@ void CheckBytes(std::string_view text, const std::string& path) {
 // The JSON text of a string, all ASCII.
 std::string Quoted(const std::string& text) { return Json(text).dump(-1, ' ', true); }
 
-void Append(const Json& value, bool sort_keys, size_t indent, std::string& out);
+// Prints as Python does.
+class Printer {
+ public:
+  Printer(bool sort_keys, size_t indent) : sort_keys_(sort_keys), indent_(indent) {}
 
-void AppendArray(const Json& array, bool sort_keys, size_t indent, std::string& out) {
-  std::string separator = "[\n";
-  for (const Json& item : array) {
-    out += separator + std::string(indent + 2, ' ');
-    Append(item, sort_keys, indent + 2, out);
-    separator = ",\n";
+  std::string Print(const Json& value) {
+    Append(value, 0);
+    return std::move(out_);
   }
-  out += "\n" + std::string(indent, ' ') + "]";
-}
 
-void AppendObject(const Json& object, bool sort_keys, size_t indent, std::string& out) {
-  std::vector<const Json::object_t::value_type*> members;
-  for (const auto& member : object.get_ref<const Json::object_t&>()) members.push_back(&member);
-  if (sort_keys) std::sort(members.begin(), members.end(), [](auto* a, auto* b) { return a->first < b->first; });
-  std::string separator = "{\n";
-  for (const auto* member : members) {
-    out += separator + std::string(indent + 2, ' ') + Quoted(member->first) + ": ";
-    Append(member->second, sort_keys, indent + 2, out);
-    separator = ",\n";
+ private:
+  void Append(const Json& value, size_t level) {
+    if (value.is_object() && !value.empty()) {
+      AppendObject(value, level);
+    } else if (value.is_array() && !value.empty()) {
+      AppendArray(value, level);
+    } else if (value.is_number_float()) {
+      out_ += JsonFloat(value.get<double>());
+    } else {
+      out_ += value.dump(-1, ' ', true);
+    }
   }
-  out += "\n" + std::string(indent, ' ') + "}";
-}
 
-std::string JsonFloat(double value) {
-  if (std::isnan(value)) return "NaN";
-  if (std::isinf(value)) return value < 0 ? "-Infinity" : "Infinity";
-  return PythonFloat(value);
-}
-
-void Append(const Json& value, bool sort_keys, size_t indent, std::string& out) {
-  if (value.is_object() && !value.empty()) {
-    AppendObject(value, sort_keys, indent, out);
-  } else if (value.is_array() && !value.empty()) {
-    AppendArray(value, sort_keys, indent, out);
-  } else if (value.is_number_float()) {
-    out += JsonFloat(value.get<double>());
-  } else {
-    out += value.dump(-1, ' ', true);
+  void AppendArray(const Json& array, size_t level) {
+    std::string separator = "[\n";
+    for (const Json& item : array) {
+      out_ += separator + std::string((level + 1) * indent_, ' ');
+      Append(item, level + 1);
+      separator = ",\n";
+    }
+    out_ += "\n" + std::string(level * indent_, ' ') + "]";
   }
-}
+
+  void AppendObject(const Json& object, size_t level) {
+    std::vector<const Json::object_t::value_type*> members;
+    for (const auto& member : object.get_ref<const Json::object_t&>()) members.push_back(&member);
+    if (sort_keys_) std::sort(members.begin(), members.end(), [](auto* a, auto* b) { return a->first < b->first; });
+    std::string separator = "{\n";
+    for (const auto* member : members) {
+      out_ += separator + std::string((level + 1) * indent_, ' ') + Quoted(member->first) + ": ";
+      Append(member->second, level + 1);
+      separator = ",\n";
+    }
+    out_ += "\n" + std::string(level * indent_, ' ') + "}";
+  }
+
+  static std::string JsonFloat(double value) {
+    if (std::isnan(value)) return "NaN";
+    if (std::isinf(value)) return value < 0 ? "-Infinity" : "Infinity";
+    return PythonFloat(value);
+  }
+
+  const bool sort_keys_;
+  const size_t indent_;
+  std::string out_;
+};
 
 // The parts of a text that ParseJson has accepted, so that nothing needs a check but what comes next.
 class Scanner {
@@ -208,10 +222,8 @@ Json ParseJson(std::string_view text, const std::string& path) {
   return builder.Take();
 }
 
-std::string PythonJson(const Json& value, bool sort_keys) {
-  std::string out;
-  Append(value, sort_keys, 0, out);
-  return out;
+std::string PythonJson(const Json& value, bool sort_keys, int indent) {
+  return Printer(sort_keys, static_cast<size_t>(indent)).Print(value);
 }
 
 std::string PythonFloat(double value) {

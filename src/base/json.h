@@ -15,9 +15,9 @@ using Json = nlohmann::ordered_json;
 // value. Integers stay 64-bit exact; larger ones become doubles.
 Json ParseJson(std::string_view text, const std::string& path);
 
-// What Python's json.dumps(value, indent=2, sort_keys=sort_keys) returns, without the newline that callers add:
+// What Python's json.dumps(value, indent=indent, sort_keys=sort_keys) returns, without the newline that callers add:
 // non-ASCII as \uXXXX (surrogate pairs, lower-case hex), floats by repr, {} and [] for empty ones.
-std::string PythonJson(const Json& value, bool sort_keys);
+std::string PythonJson(const Json& value, bool sort_keys, int indent = 2);
 
 // Python's repr of a float: shortest digits that round-trip, ".0" kept, exponent below 1e-4 and from 1e16 on ("1e-05").
 std::string PythonFloat(double value);

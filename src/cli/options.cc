@@ -66,6 +66,33 @@ uint64_t ShardSize(const std::string& value) {
   return ParseSize(value, "--max_shard_size");
 }
 
+// An option that means something for a trtllm target only.
+Store Trtllm(const char* name, Store store) {
+  return [=](Options& o, const std::string& value) {
+    o.trtllm.push_back(name);
+    store(o, value);
+  };
+}
+
+// One of two options for one size; `by` is the one that has given it.
+void SetSize(const std::string& name, const std::string& value, uint64_t& size, std::string& by) {
+  const uint64_t count = Count(name, value, 1, 4096);
+  if (!by.empty() && count != size)
+    throw Usage(by + " is " + std::to_string(size) + " and " + name + " is " + value + ", expected one number");
+  size = count;
+  by = name;
+}
+
+// What a mode cannot do without here, and what to do instead.
+Store NeedsActivations(const char* name) {
+  return [=](Options&, const std::string&) {
+    throw Error(Code::kUnsupported,
+                "it needs the activations of a run over sample texts, expected a mode that needs weights only: "
+                "--use_weight_only, --use_fp8_rowwise or --fp8_kv_cache; or quantise with TensorRT Model Optimizer")
+        .At("parsing", name);
+  };
+}
+
 // Options of the originals that mean nothing here.
 Store Needless(const char* name, const char* why) {
   return [=](Options& o, const std::string&) { o.notes.push_back(std::string(name) + " is not needed: " + why); };
@@ -77,9 +104,10 @@ const std::vector<OptionRow>& Table() {
        [](Options& o, const std::string& v) { o.convert.input = v; }},
       {"--output_model,--out_path", "PATH", kConvert, "the folder to make (same as OUT)",
        [](Options& o, const std::string& v) { o.convert.output = v; }},
-      {"--convert_from,--from", "KIND", kConvert, "hf or nemo; by default what IN is",
+      {"--convert_from,--from", "KIND", kConvert, "hf, nemo or trtllm; by default what IN is",
        [](Options& o, const std::string& v) { o.convert.from = v; }},
-      {"--convert_to,--to", "KIND", kConvert, "hf or nemo", [](Options& o, const std::string& v) { o.convert.to = v; }},
+      {"--convert_to,--to", "KIND", kConvert, "hf, nemo or trtllm",
+       [](Options& o, const std::string& v) { o.convert.to = v; }},
       {"--model_type", "GROUP", kConvert | kInspect,
        "llama (Llama, Mistral) or qwen (Qwen 2, 3); by default as\nthe files say",
        [](Options& o, const std::string& v) {
@@ -128,10 +156,52 @@ const std::vector<OptionRow>& Table() {
        }},
       {"--quiet", "", kConvert | kInspect | kVerify, "no progress, no notes",
        [](Options& o, const std::string&) { o.quiet = true; }},
-      {"--num_gpus", "N", kConvert, "accepted; nothing here needs a GPU",
-       Needless("--num_gpus", "hf and nemo checkpoints do not depend on a number of GPUs")},
-      {"--num_nodes", "N", kConvert, "accepted; it matters to TensorRT-LLM only",
-       Needless("--num_nodes", "hf and nemo checkpoints do not depend on a number of nodes")},
+      {"--tp_size", "N", kConvert, "trtllm: tensor-parallel ranks, 1 by default",
+       Trtllm("--tp_size",
+              [](Options& o, const std::string& v) { SetSize("--tp_size", v, o.convert.trtllm.tp_size, o.tp_by); })},
+      {"--num_gpus", "N", kConvert, "the same as --tp_size; no other target depends on GPUs",
+       [](Options& o, const std::string& v) { SetSize("--num_gpus", v, o.convert.trtllm.tp_size, o.tp_by); }},
+      {"--pp_size", "N", kConvert, "trtllm: pipeline stages, 1 by default",
+       Trtllm("--pp_size",
+              [](Options& o, const std::string& v) { SetSize("--pp_size", v, o.convert.trtllm.pp_size, o.pp_by); })},
+      {"--num_nodes", "N", kConvert, "the same as --pp_size; no other target depends on nodes",
+       [](Options& o, const std::string& v) { SetSize("--num_nodes", v, o.convert.trtllm.pp_size, o.pp_by); }},
+      {"--use_parallel_embedding", "", kConvert, "trtllm: cut the embedding over the tensor ranks",
+       Trtllm("--use_parallel_embedding",
+              [](Options& o, const std::string&) { o.convert.trtllm.use_parallel_embedding = true; })},
+      {"--embedding_sharding_dim", "0|1", kConvert, "trtllm: cut it by its rows (0, the default) or columns",
+       Trtllm("--embedding_sharding_dim",
+              [](Options& o, const std::string& v) {
+                o.convert.trtllm.embedding_sharding_dim =
+                    static_cast<unsigned>(Count("--embedding_sharding_dim", v, 0, 1));
+              })},
+      {"--use_embedding_sharing", "", kConvert, "trtllm: store embedding and head of a tied model once",
+       Trtllm("--use_embedding_sharing",
+              [](Options& o, const std::string&) { o.convert.trtllm.use_embedding_sharing = true; })},
+      {"--trtllm_version", "0.12..0.15", kConvert,
+       "trtllm: whose config.json keys are written, 0.12 by default,\nwhich later ones read",
+       Trtllm("--trtllm_version",
+              [](Options& o, const std::string& v) {
+                OneOf("--trtllm_version", v, {"0.12", "0.13", "0.14", "0.15"});
+                o.convert.trtllm.version = static_cast<unsigned>(std::stoul(v.substr(2)));
+              })},
+      {"--use_weight_only", "", kConvert, "trtllm: quantise the linear weights, activations stay",
+       Trtllm("--use_weight_only", [](Options& o, const std::string&) { o.use_weight_only = true; })},
+      {"--weight_only_precision", "int8|int4", kConvert, "trtllm: to what, int8 by default",
+       Trtllm("--weight_only_precision",
+              [](Options& o, const std::string& v) {
+                o.weight_only_precision = OneOf("--weight_only_precision", v, {"int8", "int4"});
+              })},
+      {"--fp8_kv_cache", "", kConvert, "trtllm: an FP8 cache of keys and values",
+       Trtllm("--fp8_kv_cache", [](Options& o, const std::string&) { o.convert.trtllm.fp8_kv_cache = true; })},
+      {"--checkpoint_only", "", kConvert, "trtllm: stop before trtllm-build, the checkpoint in OUT",
+       Trtllm("--checkpoint_only", [](Options& o, const std::string&) { o.checkpoint_only = true; })},
+      {"--smoothquant", "A", kConvert, "", NeedsActivations("--smoothquant")},
+      {"--int8_kv_cache", "", kConvert, "", NeedsActivations("--int8_kv_cache")},
+      {"--per_channel", "", kConvert, "", NeedsActivations("--per_channel")},
+      {"--per_token", "", kConvert, "", NeedsActivations("--per_token")},
+      {"--calib_dataset", "NAME", kConvert, "", NeedsActivations("--calib_dataset")},
+      {"--calib_size", "N", kConvert, "", NeedsActivations("--calib_size")},
       {"--cpu_only", "", kConvert, "accepted; nothing here needs a GPU",
        Needless("--cpu-only", "nothing here uses a GPU")},
       {"--tmp_out_path", "PATH", kConvert, "accepted; there is no intermediate file",
@@ -157,18 +227,13 @@ constexpr const char* kLater[] = {
     "--reuse_code_exp",
     "--exclusive",
     "--reuse_code",
-    "--calib_dataset",
-    "--calib_size",
     "--mount_paths",
     "--check_mounted_paths",
     "--installation_command",
     "--skip_hf_home_check",
     "--qos",
     "--sbatch_kwargs",
-    "--tp_size",
-    "--pp_size",
     "--convert_tasks",
-    "--use_weight_only",
 };
 
 std::vector<std::string> NamesOf(const OptionRow& row) {
@@ -207,10 +272,8 @@ void RefuseUnknown(const std::string& word, const CommandRow& command) {
   std::string name = word.substr(0, word.find('='));
   for (const char* later : kLater)
     if (name == later)
-      throw Error(
-          Code::kUnsupported,
-          std::string("this version neither launches jobs nor writes TensorRT-LLM, expected an option of `reshard ") +
-              command.name + " --help`")
+      throw Error(Code::kUnsupported, std::string("this version launches no jobs, expected an option of `reshard ") +
+                                          command.name + " --help`")
           .At("parsing", name);
   std::vector<std::string> known;
   for (const OptionRow& row : Table())
@@ -219,6 +282,24 @@ void RefuseUnknown(const std::string& word, const CommandRow& command) {
   std::string closest = Closest(name, known);
   throw Usage("the option " + name + " is not known" + (closest.empty() ? "" : ", did you mean " + closest + "?") +
               "; `reshard " + command.name + " --help` lists all");
+}
+
+// Options that together say what a trtllm target is, or that say it of another target.
+void SettleTrtllm(Options& options) {
+  if (options.convert.to != "trtllm") {
+    if (!options.trtllm.empty())
+      throw Usage(options.trtllm[0] + " is given for a target of the kind " + options.convert.to +
+                  ", expected it with --to=trtllm only");
+    for (const std::string& by : {options.tp_by, options.pp_by})
+      if (!by.empty())
+        options.notes.push_back(by + " is not needed: a " + options.convert.to + " checkpoint does not depend on it");
+    return;
+  }
+  if (!options.weight_only_precision.empty() && !options.use_weight_only)
+    throw Usage("--weight_only_precision is given without --use_weight_only, expected both");
+  if (options.use_weight_only)
+    options.convert.trtllm.quantisation =
+        options.weight_only_precision.empty() ? "int8" : options.weight_only_precision;
 }
 
 void TakePaths(const CommandRow& command, Options& options) {
@@ -235,7 +316,8 @@ void TakePaths(const CommandRow& command, Options& options) {
     if (!paths.empty()) throw Usage("the word '" + paths[0] + "' is one too many, expected IN and OUT");
     if (options.convert.input.empty()) throw Usage("there is no input, expected IN or --input_model");
     if (options.convert.output.empty()) throw Usage("there is no output, expected OUT or --output_model");
-    if (options.convert.to.empty()) throw Usage("there is no target kind, expected --to=hf or --to=nemo");
+    if (options.convert.to.empty()) throw Usage("there is no target kind, expected --to=hf, nemo or trtllm");
+    SettleTrtllm(options);
     return;
   }
   size_t least = command.bit == kTables ? 0 : 1, most = command.bit == kVerify ? 2 : least;
@@ -293,7 +375,7 @@ std::string HelpText(const std::string& name) {
   const CommandRow* command = FindCommand(name);
   if (!command) {
     std::string text = "reshard " + std::string(Version()) +
-                       ": moves a language model's weights between HuggingFace and NeMo, bit for bit.\n\n"
+                       ": moves a language model's weights between HuggingFace, NeMo and TensorRT-LLM, bit for bit.\n\n"
                        "usage: reshard COMMAND ...\n\n";
     for (const CommandRow& row : kCommands)
       text += std::string("  ") + row.name + std::string(12 - std::string(row.name).size(), ' ') + row.what + "\n";
@@ -302,7 +384,7 @@ std::string HelpText(const std::string& name) {
   std::string text =
       std::string("usage: reshard ") + command->name + " " + command->arguments + "\n\n" + command->what + "\n\n";
   for (const OptionRow& row : Table())
-    if (row.commands & command->bit) text += OptionHelp(row);
+    if ((row.commands & command->bit) && *row.help) text += OptionHelp(row);
   return text + "\nNames take '-' for '_'; sizes are 10GB or 256MiB; of an option given twice the last counts.\n" +
          kExitCodes;
 }

@@ -57,9 +57,10 @@ LayerKind KindOfLayer(LayerRule rule, uint64_t layer, const Json& config) {
 }
 
 void CheckLayouts(const char* kind, const Block& block, std::span<const Layout> layouts,
-                  std::vector<std::string>& out) {
+                  std::span<const std::string_view> lacks, std::vector<std::string>& out) {
   std::map<std::string_view, int> held;
   for (const PartRow& row : block.rows) held[row.role] = 0;
+  for (std::string_view role : lacks) ++held[role];  // and so by no layout
   for (const Layout& layout : layouts) {
     for (size_t i = 0; i < layout.tree.size; ++i) {
       const Node& node = layout.tree.nodes[i];
@@ -109,9 +110,10 @@ void CompleteSizes(Model& model, std::string_view heads_key, std::string_view gr
 
 std::vector<std::string> CheckBlock(const Block& block) {
   std::vector<std::string> problems;
-  for (auto [kind, layouts] : {std::pair{"hf", &block.hf}, std::pair{"nemo", &block.nemo}})
+  for (auto [kind, layouts] :
+       {std::pair{"hf", &block.hf}, std::pair{"nemo", &block.nemo}, std::pair{"trtllm", &block.trtllm}})
     for (std::span<const Layout> form : layouts->forms)
-      if (!form.empty()) CheckLayouts(kind, block, form, problems);
+      if (!form.empty()) CheckLayouts(kind, block, form, layouts->lacks, problems);
   return problems;
 }
 

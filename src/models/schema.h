@@ -92,14 +92,21 @@ struct Layout {
 };
 
 // The layouts of a block in one kind. Several forms are alternatives: a reader takes the first whose names are all
-// there, a writer the first. A kind that does not know the block has `known` false.
+// there, a writer the first. A kind that does not know the block has `known` false; one that has no place for some of
+// its rows names them in `lacks`, and refuses models that have them.
 struct Layouts {
   bool known = false;
   std::array<std::span<const Layout>, 2> forms = {};
+  std::span<const std::string_view> lacks = {};
 
   constexpr Layouts() = default;
   constexpr Layouts(std::span<const Layout> first, std::span<const Layout> second = {})
       : known(true), forms{first, second} {}
+  constexpr Layouts Without(std::span<const std::string_view> roles) const {
+    Layouts less = *this;
+    less.lacks = roles;
+    return less;
+  }
 };
 
 struct Block {
@@ -107,6 +114,7 @@ struct Block {
   Layouts hf;
   Layouts nemo;                                         // layer tensors by their numbered names; the kind stacks them
   std::span<const std::string_view> nemo_objects = {};  // modules that have an _extra_state
+  Layouts trtllm = {};
 };
 
 // -- what a config means ----------------------------------------------------------------------------------------------
@@ -130,6 +138,9 @@ enum class LayerRule : uint8_t {
   kSparseSteps,  // layer n is not dense if (n + 1) % decoder_sparse_step == 0 and n is not in mlp_only_layers
 };
 
+// Which config class of TensorRT-LLM a family's config.json is for; kNone: it has none.
+enum class TrtllmConfig : uint8_t { kNone, kLlama, kQwen };
+
 // Which of the two originals' model_config.yaml a NeMo checkpoint of the family starts from.
 enum class NemoBase : uint8_t { kLlama, kQwen };
 
@@ -142,6 +153,7 @@ struct Family {
   std::span<const Flag> flags;
   LayerRule layers = LayerRule::kAllDense;
   NemoBase nemo_base = NemoBase::kLlama;
+  TrtllmConfig trtllm_config = TrtllmConfig::kNone;
   // The key of config.json that must be true for sliding_window to count; empty: it always counts.
   std::string_view window_switch = {};
 };

@@ -48,21 +48,49 @@ class Unpacker {
   // The rank's share of a part: what it stores, and the box of the part that this is.
   Packed Share(std::string_view role, int32_t layer, int32_t expert) {
     auto row = std::find_if(rows_.begin(), rows_.end(), [&](const ModelRow& r) { return r.row->role == role; });
-    Packed packed{row->shape, 0, {}};
-    if (row->row->split.unit == 'V') packed.shape[row->row->split.axis] = rank_.vocab_rows;
+    const Box share = ShareOf(*row);
+    Packed packed{share.shape, 0, {}};
+    std::optional<Box> real = Intersect(WholeBox(row->shape), share);
+    if (!real) return packed;  // nothing but padding
     View view;
     view.part.row = static_cast<uint32_t>(row - rows_.begin());
     view.part.layer = row->row->scope == Scope::kGlobal ? -1 : layer;
     view.part.expert = row->row->scope == Scope::kExpert ? expert : -1;
     view.origin = Dims::Filled(packed.shape.size(), 0);
-    view.box = *Intersect(WholeBox(row->shape), WholeBox(packed.shape));
+    view.box = *real;
     for (size_t axis = 0; axis < packed.shape.size(); ++axis) view.axes[axis] = {view.box.shape[axis], 0};
     packed.views = {view};
     return packed;
   }
 
+  // The rank's box of a row; it may reach beyond the row, into padding.
+  Box ShareOf(const ModelRow& row) const {
+    Box share = WholeBox(row.shape);
+    std::optional<uint8_t> axis = row.row->split.axis;
+    if (row.row->role == "embed") axis = rank_.embedding_axis;
+    if (!row.row->split.unit || !axis) return share;
+    uint64_t& extent = share.shape[*axis];
+    const Shard& shard = row.row->scope == Scope::kExpert ? rank_.expert_tensor : rank_.tensor;
+    const uint64_t groups = model_.sizes['G'];
+    if (row.row->split.unit == 'G' && shard.count > groups) {  // ranks that share a group hold it each
+      extent /= groups;
+      share.origin[*axis] = shard.index * groups / shard.count * extent;
+      return share;
+    }
+    if (row.row->split.unit == 'V' && *axis == row.row->split.axis) extent = rank_.vocab_rows;
+    extent /= shard.count;
+    share.origin[*axis] = shard.index * extent;
+    return share;
+  }
+
+  // Members of an interleave on the rank.
+  uint64_t CountOf(const Node& node) const {
+    if (node.count < ' ') return static_cast<uint64_t>(node.count);
+    return std::max<uint64_t>(model_.sizes[node.count] / rank_.tensor.count, 1);
+  }
+
   Packed Interleaved(const Node& node, int32_t layer, int32_t expert) {
-    uint64_t n = node.count < ' ' ? static_cast<uint64_t>(node.count) : model_.sizes[node.count];
+    const uint64_t n = CountOf(node);
     std::vector<Packed> members;
     uint64_t step = 0;  // rows of one round of all members
     for (int i = 0; i < node.members; ++i) {
@@ -139,7 +167,9 @@ class Specs {
 
   std::vector<TensorSpec> All(const std::vector<const Layout*>& layouts) {
     auto first_layered = std::find_if(layouts.begin(), layouts.end(), [](auto* layout) { return IsLayered(*layout); });
-    for (auto it = layouts.begin(); it != first_layered; ++it) AddGlobal(**it);
+    const bool first_stage = rank_.layers.begin == 0, last_stage = rank_.layers.end == model_.layers.size();
+    for (auto it = layouts.begin(); it != first_layered; ++it)
+      if (first_stage) AddGlobal(**it);
     if (rank_.stacks_layers) {
       for (auto* layout : layouts)
         if (IsLayered(*layout)) AddStacked(*layout);
@@ -149,7 +179,7 @@ class Specs {
           if (IsLayered(*layout)) AddOfLayer(*layout, layer);
     }
     for (auto it = first_layered; it != layouts.end(); ++it)
-      if (!IsLayered(**it)) AddGlobal(**it);
+      if (last_stage && !IsLayered(**it)) AddGlobal(**it);
     return std::move(specs_);
   }
 
@@ -193,7 +223,7 @@ class Specs {
 
   void Add(const Layout& layout, const Tree& tree, std::string name, int32_t layer, int32_t expert) {
     Packed packed = Unpacker(model_, rows_, rank_, tree).Unpack(layer, expert);
-    specs_.push_back({std::move(name), &layout, packed.shape, packed.lead, std::move(packed.views)});
+    specs_.push_back({std::move(name), 0, &layout, packed.shape, packed.lead, std::move(packed.views)});
   }
 
   const Model& model_;
@@ -201,6 +231,16 @@ class Specs {
   std::vector<ModelRow> rows_;
   std::vector<TensorSpec> specs_;
 };
+
+// The first row of the block that the model has and the kind has no place for; empty where there is none.
+std::string_view RowWithoutPlace(const Model& model, const Block& block, const Layouts& layouts) {
+  for (const PartRow& row : block.rows) {
+    bool exists = row.when.empty() || model.Has(row.when);
+    bool lacks = std::find(layouts.lacks.begin(), layouts.lacks.end(), row.role) != layouts.lacks.end();
+    if (exists && (!layouts.known || lacks)) return row.role;
+  }
+  return {};
+}
 
 std::vector<const Layout*> Pointers(std::span<const Layout> layouts) {
   std::vector<const Layout*> pointers;
@@ -313,22 +353,50 @@ std::vector<TensorSpec> TensorsOf(const Model& model, const Rank& rank, const st
   return Specs(model, rank).All(layouts);
 }
 
-std::vector<const Layout*> ChooseLayouts(const Model& model, const Rank& rank, Layouts Block::*layouts,
-                                         std::string_view kind,
-                                         const std::function<bool(const std::string&)>& present) {
+std::vector<TensorSpec> TensorsOf(const Model& model, const std::vector<Rank>& ranks,
+                                  const std::vector<const Layout*>& layouts) {
+  std::vector<TensorSpec> all;
+  for (uint32_t rank = 0; rank < ranks.size(); ++rank) {
+    for (TensorSpec& spec : TensorsOf(model, ranks[rank], layouts)) {
+      spec.rank = rank;
+      all.push_back(std::move(spec));
+    }
+  }
+  return all;
+}
+
+std::vector<std::string> Indivisible(const Model& model, const Rank& rank) {
+  struct Divided {
+    uint64_t size;
+    const char* what;
+    uint64_t ranks;
+  };
+  std::vector<Divided> all = {{model.sizes['A'], "attention heads", rank.tensor.count},
+                              {model.sizes['F'], "ffn columns", rank.tensor.count}};
+  const uint64_t groups = model.sizes['G'];
+  std::vector<std::string> problems;
+  if (rank.embedding_axis == 1) all.push_back({model.sizes['H'], "embedding columns", rank.tensor.count});
+  if (groups >= rank.tensor.count) all.push_back({groups, "query groups", rank.tensor.count});
+  for (const Divided& row : all)
+    if (row.size % row.ranks != 0) problems.push_back(fmt::format("{} {} by {} ranks", row.size, row.what, row.ranks));
+  if (groups < rank.tensor.count && rank.tensor.count % groups != 0)
+    problems.push_back(fmt::format("{} ranks by {} query groups, which they replicate", rank.tensor.count, groups));
+  return problems;
+}
+
+std::vector<const Layout*> ChooseLayouts(const Model& model, const std::vector<Rank>& ranks, Layouts Block::*layouts,
+                                         std::string_view kind, const std::function<bool(const TensorSpec&)>& present) {
   std::vector<const Layout*> chosen;
   for (const Block* block : model.family->blocks) {
     const Layouts& known = block->*layouts;
-    if (!known.known)
+    if (std::string_view role = RowWithoutPlace(model, *block, known); !role.empty())
       throw Error(Code::kUnsupported,
-                  fmt::format("a {} checkpoint has no place for a part of {}", kind, model.family->name));
+                  fmt::format("a {} checkpoint has no place for '{}' of {}", kind, role, model.family->name));
     std::vector<const Layout*> best = Pointers(known.forms[0]);
     for (std::span<const Layout> form : known.forms) {
       std::vector<const Layout*> candidate = Pointers(form);
-      std::vector<TensorSpec> specs = TensorsOf(model, rank, candidate);
-      bool complete =
-          std::all_of(specs.begin(), specs.end(), [&](const TensorSpec& spec) { return present(spec.name); });
-      if (form.empty() || !complete) continue;
+      std::vector<TensorSpec> specs = TensorsOf(model, ranks, candidate);
+      if (form.empty() || !std::all_of(specs.begin(), specs.end(), present)) continue;
       best = candidate;
       break;
     }

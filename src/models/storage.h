@@ -5,6 +5,7 @@
 #include <array>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -19,12 +20,23 @@ struct Range {
   uint64_t size() const { return end - begin; }
 };
 
-// What one rank of a checkpoint holds. HuggingFace and NeMo checkpoints have one rank, which holds all of it.
+// One of `count` ranks that divide something.
+struct Shard {
+  uint64_t index = 0, count = 1;
+};
+
+// What one rank of a checkpoint holds. HuggingFace and NeMo checkpoints have one rank, which holds all of it. Of what
+// is no layer's, the first pipeline stage holds what comes before the layers and the last what comes behind them.
 struct Rank {
   Range layers, experts;
-  uint64_t vocab_rows = 0;     // stored rows of the vocabulary: V, or more where padded
+  uint64_t vocab_rows = 0;     // rows of the vocabulary on all ranks together: V, or more where padded
   bool stores_head = true;     // false where a tied model keeps the embedding only
   bool stacks_layers = false;  // one tensor for all layers, with a leading axis; else one for each, numbered
+  Shard tensor = {};           // of heads, query groups, ffn columns and vocabulary rows
+  Shard expert_tensor = {};    // of the ffn columns of each expert
+  // The axis along which tensor ranks cut the embedding: 0 its rows, padded, 1 its columns; none: each holds it whole,
+  // without padding.
+  std::optional<uint8_t> embedding_axis = 0;
 };
 
 // A box of a part within a stored tensor. Index i of the part's axis `a`, counted from the box, has the coordinate
@@ -41,9 +53,11 @@ struct View {
   size_t lead() const { return origin.size() - box.shape.size(); }
 };
 
-// A tensor that a rank must store. What its views leave out is padding: zeros when written, nothing when read.
+// A tensor that a rank must store. Names count layers and experts from the rank's first. What its views leave out is
+// padding: zeros when written, nothing when read.
 struct TensorSpec {
   std::string name;
+  uint32_t rank = 0;
   const Layout* layout = nullptr;
   Dims shape;
   size_t lead = 0;  // leading axes that come from stacking
@@ -55,10 +69,18 @@ struct TensorSpec {
 // layouts need all layers to be alike (kUnsupported).
 std::vector<TensorSpec> TensorsOf(const Model& model, const Rank& rank, const std::vector<const Layout*>& layouts);
 
-// For each block of the family the form of `layouts` whose tensors, for `model` on `rank`, are all `present`; the first
-// form where none is. Errors: kUnsupported where the kind does not know a block ("nemo does not know ...").
-std::vector<const Layout*> ChooseLayouts(const Model& model, const Rank& rank, Layouts Block::*layouts,
-                                         std::string_view kind, const std::function<bool(const std::string&)>& present);
+// The same of all ranks, one after the other.
+std::vector<TensorSpec> TensorsOf(const Model& model, const std::vector<Rank>& ranks,
+                                  const std::vector<const Layout*>& layouts);
+
+// What of the model the tensor ranks do not divide, in words with both numbers ("6 attention heads by 4 ranks"). Query
+// groups may also be fewer than the ranks that replicate them; a vocabulary is padded.
+std::vector<std::string> Indivisible(const Model& model, const Rank& rank);
+
+// For each block of the family the form of `layouts` whose tensors, for `model` on `ranks`, are all `present`; the
+// first form where none is. Errors: kUnsupported where the kind has no place for a row that the model has.
+std::vector<const Layout*> ChooseLayouts(const Model& model, const std::vector<Rank>& ranks, Layouts Block::*layouts,
+                                         std::string_view kind, const std::function<bool(const TensorSpec&)>& present);
 
 // Where the chunks of a stored tensor meet a view: calls `add` with a piece for each meeting.
 void ForEachPiece(const StoredTensor& tensor, const View& view, const std::function<void(const Piece&)>& add);

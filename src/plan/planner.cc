@@ -39,9 +39,7 @@ Pieces PiecesOf(const Model& model, const std::vector<ModelRow>& rows, const std
 // The tensors of a checkpoint that its specs ask for, in their order; OpenCheckpoint has checked that they are there.
 std::vector<const StoredTensor*> TensorsFor(const Checkpoint& checkpoint, const std::vector<TensorSpec>& specs) {
   std::vector<const StoredTensor*> tensors;
-  for (const TensorSpec& spec : specs)
-    tensors.push_back(&*std::lower_bound(checkpoint.tensors.begin(), checkpoint.tensors.end(), spec.name,
-                                         [](const StoredTensor& t, const std::string& name) { return t.name < name; }));
+  for (const TensorSpec& spec : specs) tensors.push_back(FindTensor(checkpoint, spec.rank, spec.name));
   return tensors;
 }
 
@@ -55,11 +53,11 @@ struct Side {
 
   explicit Side(const Checkpoint& checkpoint)
       : rows(RowsOf(checkpoint.model)),
-        specs(TensorsOf(checkpoint.model, checkpoint.rank, checkpoint.layouts)),
+        specs(TensorsOf(checkpoint.model, checkpoint.ranks, checkpoint.layouts)),
         tensors(TensorsFor(checkpoint, specs)),
         pieces(PiecesOf(checkpoint.model, rows, specs, tensors)) {
-    std::string prefix(KindByName(checkpoint.kind).name_prefix);
-    for (const TensorSpec& spec : specs) names.push_back(prefix + spec.name);
+    const Kind& kind = KindByName(checkpoint.kind);
+    for (const TensorSpec& spec : specs) names.push_back(FullName(kind, checkpoint.ranks.size(), spec.rank, spec.name));
   }
 };
 
@@ -102,10 +100,12 @@ class Planner {
   }
 
   Planned Make() {
-    Rank rank = kind_.rank(model_, source_);
-    auto layouts = ChooseLayouts(model_, rank, kind_.layouts, kind_.name, [](const std::string&) { return true; });
-    specs_ = TensorsOf(model_, rank, layouts);
+    const std::vector<Rank> ranks = kind_.ranks(model_, source_, options_);
+    auto layouts = ChooseLayouts(model_, ranks, kind_.layouts, kind_.name, [](const TensorSpec&) { return true; });
+    specs_ = TensorsOf(model_, ranks, layouts);
+    for (const TensorSpec& spec : specs_) names_.push_back(FullName(kind_, ranks.size(), spec.rank, spec.name));
     TieSources();
+    if (kind_.one_dtype && !options_.dtype) ChooseOneDtype();
     ChooseDtypes();
     Throw();
     LaidOut laid_out = kind_.lay_out(io_, source_, model_, options_, specs_, tensors_);
@@ -126,6 +126,23 @@ class Planner {
   const std::vector<Piece>& Have(PartKey key) {
     if (model_.tied && key.row == RowNamed(have_.rows, "head")) key.row = RowNamed(have_.rows, "embed");
     return have_.pieces[key];
+  }
+
+  // Where all tensors must have one dtype and none is asked for: the one that all parts have.
+  void ChooseOneDtype() {
+    const Piece* first = nullptr;
+    for (const auto& [key, pieces] : have_.pieces) {
+      if (pieces.empty()) continue;
+      if (!first) first = &pieces[0];
+      if (pieces[0].dtype == first->dtype) continue;
+      problems_.push_back(
+          fmt::format("tensor '{}' is {} and '{}' is {}, expected one dtype in a {} checkpoint; give "
+                      "--dtype",
+                      have_.names[first->tensor], reshard::Row(first->dtype).name, have_.names[pieces[0].tensor],
+                      reshard::Row(pieces[0].dtype).name, kind_.name));
+      return;
+    }
+    options_.dtype = first->dtype;
   }
 
   // A stored tensor has one dtype: the one asked for, or the one that all its parts have.
@@ -150,12 +167,13 @@ class Planner {
         } else if (*dtype != pieces[0].dtype && !Target(spec)) {
           problems_.push_back(
               fmt::format("tensor '{}': {} is {} and {} is {}, expected one dtype in a stacked tensor; give --dtype",
-                          spec.name, PartName(have_.rows, first->part), reshard::Row(*dtype).name,
+                          names_[tensors_.size()], PartName(have_.rows, first->part), reshard::Row(*dtype).name,
                           PartName(have_.rows, view.part), reshard::Row(pieces[0].dtype).name));
           break;
         }
       }
-      tensors_.push_back({spec.name, Target(spec).value_or(dtype.value_or(Dtype::kF32)), spec.shape, {}, {}});
+      tensors_.push_back(
+          {spec.name, Target(spec).value_or(dtype.value_or(Dtype::kF32)), spec.shape, {}, {}, spec.rank});
     }
   }
 
@@ -204,8 +222,7 @@ class Planner {
     uint32_t source_shift = static_cast<uint32_t>(planned_.plan.source_tensors.size());
     uint32_t target_shift = static_cast<uint32_t>(planned_.plan.target_tensors.size());
     for (const std::string& name : have_.names) planned_.plan.source_tensors.push_back(name);
-    for (const TensorSpec& spec : specs_)
-      planned_.plan.target_tensors.push_back(std::string(kind_.name_prefix) + spec.name);
+    planned_.plan.target_tensors.insert(planned_.plan.target_tensors.end(), names_.begin(), names_.end());
     for (auto& [key, targets] : want) {
       Part part{PartName(have_.rows, key), have_.rows[key.row].shape, Have(key), std::move(targets)};
       for (Piece& piece : part.sources) piece.tensor += source_shift;
@@ -233,7 +250,7 @@ class Planner {
   void AddPadding(size_t i, uint32_t target_shift) {
     for (Piece& piece : PaddingPieces(tensors_[i], specs_[i])) {
       piece.tensor = target_shift + static_cast<uint32_t>(i);
-      planned_.plan.parts.push_back({fmt::format("padding of {}", specs_[i].name), piece.box.shape, {}, {piece}});
+      planned_.plan.parts.push_back({fmt::format("padding of {}", names_[i]), piece.box.shape, {}, {piece}});
       Piece& only = planned_.plan.parts.back().targets[0];
       only.box.origin = Dims::Filled(only.box.shape.size(), 0);
     }
@@ -308,10 +325,11 @@ class Planner {
   Io& io_;
   const Checkpoint& source_;
   const Kind& kind_;
-  const TargetOptions& options_;
+  TargetOptions options_;
   Model model_;
   Side have_;
   std::vector<TensorSpec> specs_;
+  std::vector<std::string> names_;  // of the specs, for messages
   std::vector<StoredTensor> tensors_;
   uint32_t file_shift_ = 0;
   Planned planned_;

@@ -44,6 +44,7 @@ struct StoredTensor {
   Dims shape;
   Dims grid;
   std::vector<Chunk> chunks;
+  uint32_t rank = 0;  // that stores it, where a checkpoint has several; a name may then be there on each
 };
 
 }  // namespace reshard

@@ -470,16 +470,17 @@ std::vector<StoredTensor> ReadHeader(const std::string& header_and_length, uint6
   }
 }
 
-FileLayout LayOut(std::string path, std::vector<StoredTensor*> tensors, uint32_t file) {
+FileLayout LayOut(std::string path, std::vector<StoredTensor*> tensors, uint32_t file, Metadata metadata) {
   std::sort(tensors.begin(), tensors.end(), [](const StoredTensor* a, const StoredTensor* b) {
     return a->dtype != b->dtype ? a->dtype > b->dtype : a->name < b->name;
   });
 
-  std::string header = R"({"__metadata__":{"format":"pt"})";
+  std::string header = metadata == Metadata::kFormatPt ? R"({"__metadata__":{"format":"pt"})" : "{";
   uint64_t data_size = 0;
   for (const StoredTensor* tensor : tensors) {
     const uint64_t end = data_size + ByteSize(*tensor);
-    header += "," + EntryText(*tensor, data_size, end);
+    if (header.size() > 1) header += ",";
+    header += EntryText(*tensor, data_size, end);
     data_size = end;
   }
   header += "}";

@@ -22,10 +22,14 @@ std::vector<StoredTensor> ReadFile(Io& io, const std::string& path, uint32_t fil
 std::vector<StoredTensor> ReadHeader(const std::string& header_and_length, uint64_t file_size, const std::string& path,
                                      uint32_t file);
 
-// One file with these tensors (name, dtype and shape count) and `{"format":"pt"}`: sorted by dtype and name and with
+// What stands in the header besides tensors: {"format":"pt"}, or nothing.
+enum class Metadata : uint8_t { kFormatPt, kNone };
+
+// One file with these tensors (name, dtype and shape count) and `metadata`: sorted by dtype and name and with
 // the header text that the official writer gives, but padded so that data starts at a multiple of 4096. Fills in each
 // tensor's one chunk (of file number `file`) and reorders nothing. Errors: kUnsupported, a header that readers would
 // refuse for its length.
-FileLayout LayOut(std::string path, std::vector<StoredTensor*> tensors, uint32_t file);
+FileLayout LayOut(std::string path, std::vector<StoredTensor*> tensors, uint32_t file,
+                  Metadata metadata = Metadata::kFormatPt);
 
 }  // namespace reshard::safetensors

@@ -1,5 +1,5 @@
-// Names: docs/formats/huggingface.md and docs/formats/nemo.md. Written from the state dicts of transformers and of
-// megatron-core's GPTModel.
+// Names: docs/formats/huggingface.md, nemo.md and trtllm.md. Written from the state dicts of transformers and of
+// megatron-core's GPTModel, and from what TensorRT-LLM's own conversion writes.
 #include "models/families/blocks.h"
 
 namespace reshard {
@@ -51,6 +51,17 @@ constexpr Layout kTrunkNemo[] = {
 constexpr std::string_view kTrunkObjects[] = {"self_attention.linear_qkv", "self_attention.linear_proj",
                                               "self_attention.core_attention"};
 
+constexpr Layout kTrunkTrtllm[] = {
+    {"transformer.vocab_embedding.weight", "embed"},
+    {"transformer.layers.{L}.input_layernorm.weight", "attn_norm"},
+    {"transformer.layers.{L}.attention.qkv.weight", Concat({"q", "k", "v"})},
+    {"transformer.layers.{L}.attention.qkv.bias", Concat({"q_bias", "k_bias", "v_bias"})},
+    {"transformer.layers.{L}.attention.dense.weight", "o"},
+    {"transformer.layers.{L}.attention.dense.bias", "o_bias"},
+    {"transformer.ln_f.weight", "final_norm"},
+    {"lm_head.weight", "head"},
+};
+
 constexpr PartRow kQkNormRows[] = {
     {"q_norm", kLayer, "D"},
     {"k_norm", kLayer, "D"},
@@ -94,12 +105,24 @@ constexpr Layout kGatedMlpNemo[] = {
     {"decoder.layers.{L}.mlp.linear_fc2.bias", "down_bias"},
 };
 
+// `fc` is the activated one.
+constexpr Layout kGatedMlpTrtllm[] = {
+    {"transformer.layers.{L}.post_layernorm.weight", "mlp_norm"},
+    {"transformer.layers.{L}.mlp.fc.weight", "gate"},
+    {"transformer.layers.{L}.mlp.gate.weight", "up"},
+    {"transformer.layers.{L}.mlp.proj.weight", "down"},
+};
+
+// The original drops them; a model that has them is refused.
+constexpr std::string_view kMlpBiases[] = {"gate_bias", "up_bias", "down_bias"};
+
 constexpr std::string_view kGatedMlpObjects[] = {"mlp.linear_fc1", "mlp.linear_fc2"};
 
 }  // namespace
 
-const Block kTrunk = {kTrunkRows, Layouts(kTrunkHf), Layouts(kTrunkNemo), kTrunkObjects};
+const Block kTrunk = {kTrunkRows, Layouts(kTrunkHf), Layouts(kTrunkNemo), kTrunkObjects, Layouts(kTrunkTrtllm)};
 const Block kQkNorm = {kQkNormRows, Layouts(kQkNormHf), Layouts(kQkNormNemo)};
-const Block kGatedMlp = {kGatedMlpRows, Layouts(kGatedMlpHf), Layouts(kGatedMlpNemo), kGatedMlpObjects};
+const Block kGatedMlp = {kGatedMlpRows, Layouts(kGatedMlpHf), Layouts(kGatedMlpNemo), kGatedMlpObjects,
+                         Layouts(kGatedMlpTrtllm).Without(kMlpBiases)};
 
 }  // namespace reshard

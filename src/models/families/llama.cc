@@ -37,6 +37,7 @@ const Family kLlama = {
     .blocks = kBlocks,
     .defaults = kDefaults,
     .flags = kFlags,
+    .trtllm_config = TrtllmConfig::kLlama,
 };
 
 }  // namespace reshard

@@ -27,6 +27,7 @@ const Family kMistral = {
     .blocks = kBlocks,
     .defaults = kDefaults,
     .flags = {},
+    .trtllm_config = TrtllmConfig::kLlama,
 };
 
 }  // namespace reshard

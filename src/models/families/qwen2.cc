@@ -30,6 +30,7 @@ const Family kQwen2 = {
     .defaults = kDefaults,
     .flags = kFlags,
     .nemo_base = NemoBase::kQwen,
+    .trtllm_config = TrtllmConfig::kQwen,
     .window_switch = "use_sliding_window",
 };
 

@@ -58,7 +58,7 @@ bool Exists(Io& io, const std::string& folder, std::string_view name) {
 bool Detect(Io& io, const std::string& folder) {
   if (Exists(io, folder, kSingle) || Exists(io, folder, kIndex)) return true;
   if (Exists(io, folder, "pytorch_model.bin") || Exists(io, folder, "pytorch_model.bin.index.json")) return true;
-  return Exists(io, folder, "config.json") && !Exists(io, folder, "rank0.safetensors");
+  return Exists(io, folder, "config.json");
 }
 
 // -- reading ----------------------------------------------------------------------------------------------------------
@@ -178,12 +178,9 @@ class HfReader {
 
   void FillRank() {
     const Sizes& sizes = checkpoint_.model.sizes;
-    checkpoint_.rank.layers = {0, sizes['L']};
-    checkpoint_.rank.experts = {0, sizes['E']};
-    checkpoint_.rank.vocab_rows = sizes['V'];
     bool has_head = std::any_of(checkpoint_.tensors.begin(), checkpoint_.tensors.end(),
                                 [](const StoredTensor& tensor) { return tensor.name == "lm_head.weight"; });
-    checkpoint_.rank.stores_head = has_head || !checkpoint_.model.tied;
+    checkpoint_.ranks = {{{0, sizes['L']}, {0, sizes['E']}, sizes['V'], has_head || !checkpoint_.model.tied, false}};
   }
 
   Io& io_;
@@ -195,9 +192,9 @@ Checkpoint Open(Io& io, const std::string& folder, const OpenOptions& options) {
   return HfReader(io, folder, options).Open();
 }
 
-Rank RankOf(const Model& model, const Checkpoint&) {
+std::vector<Rank> RanksOf(const Model& model, const Checkpoint&, const TargetOptions&) {
   const Sizes& sizes = model.sizes;
-  return {{0, sizes['L']}, {0, sizes['E']}, sizes['V'], !model.tied, false};
+  return {{{0, sizes['L']}, {0, sizes['E']}, sizes['V'], !model.tied, false}};
 }
 
 // -- writing ----------------------------------------------------------------------------------------------------------
@@ -256,8 +253,7 @@ std::string ConfigText(const Checkpoint& source, const Model& model, const Targe
   bool from_hf = source.kind == kHuggingFace.name;
   if (!from_hf && source.template_path.empty()) {
     out.notes.push_back(
-        "config.json is derived from model_config.yaml: token ids are the class defaults; --hf_model_name carries over "
-        "the original's");
+        "config.json is derived: token ids are the class defaults; --hf_model_name carries over the original's");
     return HfConfigText(model, dtype);
   }
   std::string text = from_hf ? source.config_text : source.template_text;
@@ -329,7 +325,7 @@ const Kind kHuggingFace = {
     .name_prefix = "",
     .detect = Detect,
     .open = Open,
-    .rank = RankOf,
+    .ranks = RanksOf,
     .lay_out = LayOut,
     .markers = kMarkers,
 };

@@ -22,7 +22,7 @@ struct FileCopy {
 // What a user knows better than the files.
 struct OpenOptions {
   std::string model_type;     // a group of families ("llama", "qwen"); empty: as the files say
-  std::string template_path;  // a HuggingFace folder whose config.json is the truth for what a NeMo config cannot say
+  std::string template_path;  // a HuggingFace folder whose config.json is the truth for what other kinds' cannot say
   std::optional<uint64_t> vocab_size;
   uint64_t max_header = 0;  // bytes of one header that may be held
 };
@@ -32,9 +32,9 @@ struct Checkpoint {
   std::string folder;
   std::string_view kind, format;
   Model model;
-  Rank rank;
+  std::vector<Rank> ranks;
   std::vector<const Layout*> layouts;  // the forms that the source has
-  std::vector<StoredTensor> tensors;   // by name
+  std::vector<StoredTensor> tensors;   // by rank and name
   std::vector<SourceFile> files;
   std::string config_path, config_text;
   Json config;
@@ -42,7 +42,22 @@ struct Checkpoint {
   std::vector<std::string> side_files;       // relative names of the small files beside the weights, config included
   std::string template_path, template_text;  // of OpenOptions, when there is one: its config.json and what that says
   std::vector<FileCopy> template_files;      // its tokenizer, licence and readme files
+  std::vector<std::string> unsaid;           // hyper-parameters that the kind's config has no key for
   std::string vocabulary_doubt;              // why sizes['V'] may be too large; empty where it is sure
+};
+
+// How a TensorRT-LLM checkpoint is cut and quantised (docs/formats/trtllm.md).
+struct TrtllmOptions {
+  enum class Quantisation : uint8_t { kNone, kInt8, kInt4, kFp8Rowwise };
+
+  uint64_t tp = 1, pp = 1;
+  std::optional<uint8_t> embedding_axis;  // cut over tensor ranks: 0 rows, 1 columns
+  bool share_embedding = false;           // one tensor for embedding and head
+  unsigned version = 12;                  // minor version of 0.x whose config.json keys are written: 12 to 15
+  Quantisation quantisation = Quantisation::kNone;
+  unsigned sm = 0;  // of the GPU that weight-only weights are laid out for; 0: left to trtllm-build
+  bool weight_only_plugin = true;
+  bool fp8_kv_cache = false;
 };
 
 // What to write.
@@ -52,6 +67,7 @@ struct TargetOptions {
   uint64_t max_shard_size = 0;  // bytes
   bool untie_embeddings = false;
   bool rope_config_only = false;  // --allow_rope=config_only
+  TrtllmOptions trtllm;
 };
 
 // A target before its data: files in the order of publication, chunks counting files.
@@ -70,15 +86,23 @@ struct Kind {
   std::string_view name_prefix;  // of every tensor's name in files, before the layouts' names
   bool (*detect)(Io& io, const std::string& folder);
   Checkpoint (*open)(Io& io, const std::string& folder, const OpenOptions& options);
-  // How `model` is stored there; `source` is what it comes from.
-  Rank (*rank)(const Model& model, const Checkpoint& source);
+  // How `model` is stored there; `source` is what it comes from. Errors: kMismatch where its sizes do not divide.
+  std::vector<Rank> (*ranks)(const Model& model, const Checkpoint& source, const TargetOptions& options);
   // Fills in the chunks of `tensors` (which answer to `specs` one to one) and makes all files, configs included.
   LaidOut (*lay_out)(Io& io, const Checkpoint& source, const Model& model, const TargetOptions& options,
                      const std::vector<TensorSpec>& specs, std::vector<StoredTensor>& tensors);
+  // Whether every tensor whose layout fixes no dtype has the one that the config names.
+  bool one_dtype = false;
   std::span<const std::string_view> markers;  // files that make a folder a checkpoint of this kind
 };
 
 std::span<const Kind> Kinds();
+
+// What messages and plans call a tensor: with the kind's prefix, and the rank where there are several ("rank3/x").
+std::string FullName(const Kind& kind, size_t ranks, uint32_t rank, const std::string& name);
+
+// The tensor of a rank; null where there is none.
+const StoredTensor* FindTensor(const Checkpoint& checkpoint, uint32_t rank, std::string_view name);
 
 // Errors: kUnsupported for a kind that is known by name only ("trtllm comes in a later version"), kInvalidArgument
 // else.
@@ -92,7 +116,7 @@ const Kind& DetectKind(Io& io, const std::string& path);
 // and no other tensor is; all problems are gathered into one kMismatch.
 Checkpoint OpenCheckpoint(Io& io, const std::string& path, std::string_view kind, const OpenOptions& options);
 
-extern const Kind kHuggingFace, kNemo;
+extern const Kind kHuggingFace, kNemo, kTrtllm;
 
 // The most bytes of a config, an index or another small text that is read.
 constexpr uint64_t kMaxConfigBytes = uint64_t{64} << 20;

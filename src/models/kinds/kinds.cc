@@ -1,7 +1,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <map>
+#include <set>
+#include <tuple>
 
 #include "base/error.h"
 #include "models/kinds/kind.h"
@@ -16,7 +17,6 @@ struct Recognised {
 };
 
 constexpr Recognised kRecognised[] = {
-    {"rank0.safetensors", "a TensorRT-LLM checkpoint"},
     {"latest_checkpointed_iteration.txt", "a Megatron-LM checkpoint"},
     {"context", "a NeMo 2 checkpoint"},
     {".metadata", "a torch distributed checkpoint"},
@@ -25,35 +25,48 @@ constexpr Recognised kRecognised[] = {
 };
 
 Error NotRead(const std::string& path, std::string_view what) {
-  Error error(Code::kUnsupported,
-              fmt::format("this is {}, expected a HuggingFace folder or a NeMo 1 folder with zarr weights", what));
+  Error error(
+      Code::kUnsupported,
+      fmt::format("this is {}, expected a HuggingFace folder, a NeMo 1 folder with zarr weights or a TensorRT-LLM "
+                  "checkpoint",
+                  what));
   error.At("reading", path);
   return error;
 }
 
 // All that is wrong between what a checkpoint stores and what its config makes it store.
-std::vector<std::string> Problems(const Checkpoint& checkpoint, std::string_view prefix,
+std::vector<std::string> Problems(const Checkpoint& checkpoint, const Kind& kind,
                                   const std::vector<TensorSpec>& specs) {
-  std::map<std::string_view, const StoredTensor*> stored;
-  for (const StoredTensor& tensor : checkpoint.tensors) stored[tensor.name] = &tensor;
+  auto full = [&](uint32_t rank, const std::string& name) {
+    return FullName(kind, checkpoint.ranks.size(), rank, name);
+  };
+  std::set<const StoredTensor*> unexpected;
+  for (const StoredTensor& tensor : checkpoint.tensors) unexpected.insert(&tensor);
   std::vector<std::string> problems;
   for (const TensorSpec& spec : specs) {
-    auto found = stored.find(spec.name);
-    if (found == stored.end()) {
+    const StoredTensor* found = FindTensor(checkpoint, spec.rank, spec.name);
+    if (!found) {
       bool head = spec.layout->tree.nodes[0].role == "head";
-      problems.push_back(fmt::format("tensor '{}{}': missing, expected {}{}", prefix, spec.name, ToString(spec.shape),
+      problems.push_back(fmt::format("tensor '{}': missing, expected {}{}", full(spec.rank, spec.name),
+                                     ToString(spec.shape),
                                      head ? " in a model whose embeddings are not tied (tie_word_embeddings)" : ""));
       continue;
     }
-    if (!(found->second->shape == spec.shape))
-      problems.push_back(fmt::format("tensor '{}{}': shape {}, expected {} by the config", prefix, spec.name,
-                                     ToString(found->second->shape), ToString(spec.shape)));
-    stored.erase(found);
+    if (!(found->shape == spec.shape))
+      problems.push_back(fmt::format("tensor '{}': shape {}, expected {} by the config", full(spec.rank, spec.name),
+                                     ToString(found->shape), ToString(spec.shape)));
+    unexpected.erase(found);
   }
-  for (auto [name, tensor] : stored)
-    problems.push_back(fmt::format("tensor '{}{}': unexpected {}, expected no such tensor in {}", prefix, name,
-                                   ToString(tensor->shape), checkpoint.model.family->name));
+  for (const StoredTensor& tensor : checkpoint.tensors)
+    if (unexpected.count(&tensor))
+      problems.push_back(fmt::format("tensor '{}': unexpected {}, expected no such tensor in {}",
+                                     full(tensor.rank, tensor.name), ToString(tensor.shape),
+                                     checkpoint.model.family->name));
   return problems;
+}
+
+bool Before(const StoredTensor& a, const StoredTensor& b) {
+  return std::tie(a.rank, a.name) < std::tie(b.rank, b.name);
 }
 
 // The first problem is the message; more stand below it, up to a screenful.
@@ -75,18 +88,30 @@ Error Gathered(std::vector<std::string> problems, const std::string& path) {
 }  // namespace
 
 std::span<const Kind> Kinds() {
-  static const Kind kKinds[] = {kHuggingFace, kNemo};
+  static const Kind kKinds[] = {kTrtllm, kHuggingFace, kNemo};
   return kKinds;
+}
+
+std::string FullName(const Kind& kind, size_t ranks, uint32_t rank, const std::string& name) {
+  std::string full = std::string(kind.name_prefix) + name;
+  return ranks > 1 ? fmt::format("rank{}/{}", rank, full) : full;
+}
+
+const StoredTensor* FindTensor(const Checkpoint& checkpoint, uint32_t rank, std::string_view name) {
+  auto found = std::lower_bound(
+      checkpoint.tensors.begin(), checkpoint.tensors.end(), std::tie(rank, name),
+      [](const StoredTensor& tensor, const auto& wanted) { return std::tie(tensor.rank, tensor.name) < wanted; });
+  return found != checkpoint.tensors.end() && found->rank == rank && found->name == name ? &*found : nullptr;
 }
 
 const Kind& KindByName(std::string_view name) {
   for (const Kind& kind : Kinds())
     if (kind.name == name) return kind;
-  for (std::string_view later : {"trtllm", "megatron", "nemo2"})
+  for (std::string_view later : {"megatron", "nemo2"})
     if (name == later)
-      throw Error(Code::kUnsupported, "this version does not support it, expected hf or nemo")
+      throw Error(Code::kUnsupported, "this version does not support it, expected hf, nemo or trtllm")
           .At("choosing", fmt::format("the kind {}", name));
-  throw Error(Code::kInvalidArgument, fmt::format("the kind '{}' is not known, expected hf or nemo", name));
+  throw Error(Code::kInvalidArgument, fmt::format("the kind '{}' is not known, expected hf, nemo or trtllm", name));
 }
 
 const Kind& DetectKind(Io& io, const std::string& path) {
@@ -118,17 +143,11 @@ Checkpoint OpenCheckpoint(Io& io, const std::string& path, std::string_view kind
                 fmt::format("the model is of the family {}, expected one of the group {} as --model_type says",
                             checkpoint.model.family->name, options.model_type))
         .At("reading", checkpoint.config_path);
-  std::sort(checkpoint.tensors.begin(), checkpoint.tensors.end(),
-            [](const StoredTensor& a, const StoredTensor& b) { return a.name < b.name; });
-  auto present = [&](const std::string& name) {
-    auto found =
-        std::lower_bound(checkpoint.tensors.begin(), checkpoint.tensors.end(), name,
-                         [](const StoredTensor& tensor, const std::string& wanted) { return tensor.name < wanted; });
-    return found != checkpoint.tensors.end() && found->name == name;
-  };
-  checkpoint.layouts = ChooseLayouts(checkpoint.model, checkpoint.rank, kind.layouts, kind.name, present);
+  std::sort(checkpoint.tensors.begin(), checkpoint.tensors.end(), Before);
+  auto present = [&](const TensorSpec& spec) { return FindTensor(checkpoint, spec.rank, spec.name) != nullptr; };
+  checkpoint.layouts = ChooseLayouts(checkpoint.model, checkpoint.ranks, kind.layouts, kind.name, present);
   std::vector<std::string> problems =
-      Problems(checkpoint, kind.name_prefix, TensorsOf(checkpoint.model, checkpoint.rank, checkpoint.layouts));
+      Problems(checkpoint, kind, TensorsOf(checkpoint.model, checkpoint.ranks, checkpoint.layouts));
   if (!problems.empty()) throw Gathered(std::move(problems), path);
   return checkpoint;
 }

@@ -166,8 +166,8 @@ class NemoReader {
     const Sizes& sizes = checkpoint_.model.sizes;
     bool numbered = std::any_of(checkpoint_.tensors.begin(), checkpoint_.tensors.end(),
                                 [](const StoredTensor& tensor) { return IsNumbered(tensor.name); });
-    checkpoint_.rank = {
-        {0, sizes['L']}, {0, sizes['E']}, embedding->shape[0], Find(kHead) || !checkpoint_.model.tied, !numbered};
+    checkpoint_.ranks = {
+        {{0, sizes['L']}, {0, sizes['E']}, embedding->shape[0], Find(kHead) || !checkpoint_.model.tied, !numbered}};
   }
 
   void ListSideFiles() {
@@ -189,14 +189,14 @@ Checkpoint Open(Io& io, const std::string& folder, const OpenOptions& options) {
 }
 
 // Rows that pad a NeMo source's vocabulary stay when the target is NeMo again, and so does a head that is stored twice.
-Rank RankOf(const Model& model, const Checkpoint& source) {
+std::vector<Rank> RanksOf(const Model& model, const Checkpoint& source, const TargetOptions&) {
   const Sizes& sizes = model.sizes;
   bool from_nemo = source.kind == kNemo.name;
-  return {{0, sizes['L']},
-          {0, sizes['E']},
-          from_nemo ? source.rank.vocab_rows : sizes['V'],
-          !model.tied || (from_nemo && source.rank.stores_head),
-          true};
+  return {{{0, sizes['L']},
+           {0, sizes['E']},
+           from_nemo ? source.ranks[0].vocab_rows : sizes['V'],
+           !model.tied || (from_nemo && source.ranks[0].stores_head),
+           true}};
 }
 
 // -- writing ----------------------------------------------------------------------------------------------------------
@@ -293,7 +293,7 @@ const Kind kNemo = {
     .name_prefix = kPrefix,
     .detect = Detect,
     .open = Open,
-    .rank = RankOf,
+    .ranks = RanksOf,
     .lay_out = LayOut,
     .markers = kMarkers,
 };

@@ -1,0 +1,288 @@
+#include "models/kinds/trtllm_config.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "base/bytes.h"
+#include "base/error.h"
+#include "models/kinds/config_reader.h"
+#include "models/kinds/hf_config.h"
+
+namespace reshard {
+namespace {
+
+using Quantisation = TrtllmOptions::Quantisation;
+
+// Keys of the two configs that mean the same.
+struct KeyPair {
+  const char *trtllm, *hf;
+};
+constexpr KeyPair kKeys[] = {
+    {"vocab_size", "vocab_size"},
+    {"hidden_size", "hidden_size"},
+    {"intermediate_size", "intermediate_size"},
+    {"num_hidden_layers", "num_hidden_layers"},
+    {"num_attention_heads", "num_attention_heads"},
+    {"num_key_value_heads", "num_key_value_heads"},
+    {"head_size", "head_dim"},
+    {"max_position_embeddings", "max_position_embeddings"},
+    {"norm_epsilon", "rms_norm_eps"},
+    {"rotary_base", "rope_theta"},
+    {"rotary_scaling", "rope_scaling"},
+    {"hidden_act", "hidden_act"},
+    {"attn_bias", "attention_bias"},
+    {"mlp_bias", "mlp_bias"},
+    {"tie_word_embeddings", "tie_word_embeddings"},
+};
+
+// Scalings that its rotary embedding knows by name.
+constexpr std::string_view kScalings[] = {"linear", "dynamic", "longrope", "llama3"};
+constexpr unsigned kVersionWithYarn = 15;
+
+Error At(const std::string& path, Code code, std::string message) {
+  Error error(code, std::move(message));
+  error.At("reading", path);
+  return error;
+}
+
+// -- reading ----------------------------------------------------------------------------------------------------------
+
+// Weights of a quantised checkpoint are other numbers; those whose quantisation is left to trtllm-build are plain.
+void RefuseQuantised(const Json& config, const std::string& path) {
+  auto quantisation = config.find("quantization");
+  if (quantisation == config.end() || !quantisation->is_object()) return;
+  const std::string algorithm = ConfigReader(*quantisation, path).String("quant_algo", "");
+  if (algorithm.empty() || algorithm == "W8A16" || algorithm == "W4A16") return;
+  throw At(
+      path, Code::kUnsupported,
+      fmt::format("the weights are quantised ({}), expected plain ones; convert the unquantised model", algorithm));
+}
+
+// `mapping`, which configs before 0.9 and of NeMo's exporter have at the top.
+const Json& MappingOf(const Json& config) {
+  auto mapping = config.find("mapping");
+  return mapping != config.end() && mapping->is_object() ? *mapping : config;
+}
+
+// -- writing ----------------------------------------------------------------------------------------------------------
+
+// The scaling with its keys in the order of the HuggingFace config, or as Llama 3.1 has them. Llama's config class of
+// that time gave a scaling that had only `type` a `rope_type`, too.
+Json RotaryScaling(const Model& model, const Json& hf_config) {
+  const Json& scaling = model.hyper.rope_scaling;
+  if (scaling.is_null()) return nullptr;
+  std::vector<std::string> order;
+  const ConfigReader reader(hf_config, "");
+  const Json& stored = reader.At("rope_scaling").is_object() ? reader.At("rope_scaling") : reader.At("rope_parameters");
+  if (stored.is_object())
+    for (const auto& [key, value] : stored.items()) order.push_back(key);
+  for (const char* key : {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"})
+    order.push_back(key);
+  for (const auto& [key, value] : scaling.items())
+    if (key != "rope_type") order.push_back(key);
+  const bool has_type = std::find(order.begin(), order.end(), "type") != order.end();
+  if (!has_type || model.family->name == "llama") order.push_back("rope_type");
+  Json ordered = Json::object();
+  for (const std::string& key : order) {
+    if (key == "type") ordered[key] = scaling["rope_type"];
+    if (scaling.contains(key)) ordered[key] = scaling[key];
+  }
+  return ordered;
+}
+
+void RefuseScaling(const Json& scaling, unsigned version, const std::string& path) {
+  if (scaling.is_null()) return;
+  const std::string type = scaling["rope_type"];
+  const bool known = std::find(std::begin(kScalings), std::end(kScalings), type) != std::end(kScalings);
+  if (known || (type == "yarn" && version >= kVersionWithYarn)) return;
+  throw At(path, Code::kUnsupported,
+           fmt::format("rope scaling '{}', expected linear, dynamic, longrope or llama3 for TensorRT-LLM 0.{}{}", type,
+                       version, type == "yarn" ? "; --trtllm_version=0.15 knows it" : ""));
+}
+
+Json Moe(TrtllmConfig base, unsigned version) {
+  Json moe = {{"num_experts", 0}};
+  if (version >= 14) {
+    moe["moe_intermediate_size"] = 0;
+    moe["num_shared_experts"] = 0;
+  }
+  moe["top_k"] = 0;
+  moe["normalization_mode"] = base == TrtllmConfig::kQwen ? Json(0) : Json(nullptr);
+  if (version >= 13) moe["sparse_mixer_epsilon"] = 0.01;
+  moe["tp_mode"] = 0;
+  if (version >= 15) {
+    moe["device_limited_n_group"] = 0;
+    moe["device_limited_topk_group"] = 0;
+    moe["device_limited_routed_scaling_factor"] = 1.0;
+  }
+  return moe;
+}
+
+Json Mapping(const TrtllmOptions& options) {
+  return {{"world_size", options.tp * options.pp},
+          {"gpus_per_node", 8},
+          {"cp_size", 1},
+          {"tp_size", options.tp},
+          {"pp_size", options.pp},
+          {"moe_tp_size", options.tp},
+          {"moe_ep_size", 1}};
+}
+
+Json Algorithm(Quantisation quantisation) {
+  switch (quantisation) {
+    case Quantisation::kNone:
+      return nullptr;
+    case Quantisation::kInt8:
+      return "W8A16";
+    case Quantisation::kInt4:
+      return "W4A16";
+    case Quantisation::kFp8Rowwise:
+      return "FP8_PER_CHANNEL_PER_TOKEN";
+  }
+  throw Error(Code::kInternal, "a quantisation without a name");
+}
+
+Json QuantisationOf(const TrtllmOptions& options) {
+  const bool rowwise = options.quantisation == Quantisation::kFp8Rowwise;
+  Json json = {{"quant_algo", Algorithm(options.quantisation)},
+               {"kv_cache_quant_algo", options.fp8_kv_cache ? Json("FP8") : Json(nullptr)},
+               {"group_size", 128},
+               {"smoothquant_val", options.version >= 13 ? Json(0.5) : Json(nullptr)},
+               {"clamp_val", rowwise ? Json::array({-1200.0, 1200.0}) : Json(nullptr)}};
+  if (options.version >= 15) json["use_meta_recipe"] = false;
+  json["has_zero_point"] = false;
+  json["pre_quant_scale"] = false;
+  json["exclude_modules"] = nullptr;
+  return json;
+}
+
+// The keys that only the config class of the family has, which come first.
+Json OwnKeys(const Model& model, const TrtllmOptions& options, Json rotary_scaling) {
+  const TrtllmConfig base = model.family->trtllm_config;
+  const bool qwen = base == TrtllmConfig::kQwen;
+  Json json = {{"mlp_bias", false}, {"attn_bias", model.Has("qkv_bias")}, {"rotary_base", model.hyper.rope_theta}};
+  json["rotary_scaling"] = std::move(rotary_scaling);
+  if (!qwen) json["residual_mlp"] = false;
+  json["disable_weight_only_quant_plugin"] = !options.weight_only_plugin;
+  if (qwen && options.version >= 15) json["num_labels"] = 1;
+  json["moe"] = Moe(base, options.version);
+  if (qwen) return json;
+  json["remove_duplicated_kv_heads"] = false;
+  if (options.version >= 15) {
+    json["fc_after_embed"] = false;
+    json["use_input_layernorm_in_first_layer"] = true;
+    json["use_last_layernorm"] = true;
+    json["layer_idx_offset"] = 0;
+  }
+  return json;
+}
+
+void AddCommonKeys(const Model& model, const TrtllmOptions& options, Dtype dtype, Json& json) {
+  const Sizes& sizes = model.sizes;
+  json["architecture"] = model.family->class_name;
+  json["dtype"] = Row(dtype).torch;
+  json["vocab_size"] = sizes['V'];
+  json["hidden_size"] = sizes['H'];
+  json["num_hidden_layers"] = sizes['L'];
+  json["num_attention_heads"] = sizes['A'];
+  json["hidden_act"] = model.hyper.hidden_act;
+  json["logits_dtype"] = "float32";
+  json["norm_epsilon"] = model.hyper.rms_norm_eps;
+  if (options.version >= 15) json["runtime_defaults"] = nullptr;
+  json["position_embedding_type"] = "rope_gpt_neox";
+  json["max_position_embeddings"] = model.hyper.max_position_embeddings;
+  json["num_key_value_heads"] = sizes['G'];
+  json["intermediate_size"] = sizes['F'];
+  json["mapping"] = Mapping(options);
+  json["quantization"] = QuantisationOf(options);
+  json["use_parallel_embedding"] = options.embedding_axis.has_value();
+  json["embedding_sharding_dim"] = options.embedding_axis.value_or(0);
+  json["share_embedding_table"] = options.share_embedding;
+  json["head_size"] = sizes['D'];
+  json["qk_layernorm"] = false;
+}
+
+}  // namespace
+
+Model ModelFromTrtllmConfig(const Json& config, const std::string& path) {
+  if (!config.is_object()) throw At(path, Code::kCorrupt, "no object at the top, expected one");
+  const ConfigReader reader(config, path);
+  const std::string architecture = reader.String("architecture", "");
+  if (architecture.empty()) throw At(path, Code::kCorrupt, "'architecture' is missing, expected a class");
+  RefuseQuantised(config, path);
+  Json translated = {{"architectures", {architecture}}, {"sliding_window", nullptr}};
+  for (const KeyPair& row : kKeys)
+    if (config.contains(row.trtllm)) translated[row.hf] = config[row.trtllm];
+  Model model = ModelFromHfConfig(translated, path);
+  if (model.family->trtllm_config == TrtllmConfig::kNone)
+    throw At(path, Code::kUnsupported,
+             fmt::format("architecture {}, expected one that TensorRT-LLM has and this version reads", architecture));
+  return model;
+}
+
+TrtllmOptions CutOfTrtllmConfig(const Json& config, const std::string& path) {
+  const ConfigReader reader(config, path), mapping(MappingOf(config), path);
+  TrtllmOptions cut;
+  cut.tp = mapping.Size("tp_size", 1);
+  cut.pp = mapping.Size("pp_size", 1);
+  const uint64_t world = mapping.Size("world_size", cut.tp * cut.pp), context = mapping.Size("cp_size", 1);
+  if (context != 1)
+    throw At(path, Code::kUnsupported, fmt::format("cp_size is {}, expected 1: no context parallelism", context));
+  if (world != cut.tp * cut.pp)
+    throw At(path, Code::kMismatch,
+             fmt::format("world_size is {}, expected {}: tp_size {} times pp_size {}", world, cut.tp * cut.pp, cut.tp,
+                         cut.pp));
+  const Json& axis = reader.At("embedding_sharding_dim");
+  if (!axis.is_null() && axis != 0 && axis != 1)
+    throw At(path, Code::kCorrupt, fmt::format("embedding_sharding_dim is {}, expected 0 or 1", axis.dump()));
+  if (reader.Bool("use_parallel_embedding", false)) cut.embedding_axis = axis == 1 ? 1 : 0;
+  cut.share_embedding = reader.Bool("share_embedding_table", false);
+  return cut;
+}
+
+std::vector<Rank> TrtllmRanks(const Model& model, const TrtllmOptions& options, const std::string& path) {
+  const uint64_t layers = model.sizes['L'];
+  std::vector<std::string> problems;
+  std::vector<Rank> ranks;
+  if (layers % options.pp != 0) problems.push_back(fmt::format("{} layers by {} stages", layers, options.pp));
+  for (uint64_t stage = 0; stage < options.pp; ++stage) {
+    for (uint64_t shard = 0; shard < options.tp; ++shard) {
+      Rank rank;
+      rank.layers = {stage * layers / options.pp, (stage + 1) * layers / options.pp};
+      rank.experts = {0, model.sizes['E']};
+      rank.vocab_rows = RoundUp(model.sizes['V'], options.tp);
+      rank.stores_head = !options.share_embedding;
+      rank.tensor = {shard, options.tp};
+      rank.embedding_axis = options.embedding_axis;
+      ranks.push_back(rank);
+    }
+  }
+  for (std::string& problem : Indivisible(model, ranks[0])) problems.push_back(std::move(problem));
+  if (problems.empty()) return ranks;
+  std::string first = fmt::format("{}, expected sizes that divide", problems[0]);
+  problems.erase(problems.begin());
+  throw At(path, Code::kMismatch, std::move(first)).Also(std::move(problems));
+}
+
+std::string TrtllmConfigText(const Model& model, const TrtllmOptions& options, Dtype dtype, const Json& hf_config,
+                             const std::string& path) {
+  const TrtllmConfig base = model.family->trtllm_config;
+  if (base == TrtllmConfig::kNone)
+    throw At(path, Code::kUnsupported,
+             fmt::format("TensorRT-LLM 0.{} has no class for {}, expected Llama, Mistral or Qwen2", options.version,
+                         model.family->class_name));
+  Json scaling = RotaryScaling(model, hf_config);
+  RefuseScaling(scaling, options.version, path);
+  Json json = OwnKeys(model, options, std::move(scaling));
+  AddCommonKeys(model, options, dtype, json);
+  if (base == TrtllmConfig::kQwen) {
+    json["qwen_type"] = model.family->name;
+    json["moe_intermediate_size"] = 0;
+    json["moe_shared_expert_intermediate_size"] = 0;
+    if (options.version >= 15) json["tie_word_embeddings"] = model.tied;
+  }
+  return PythonJson(json, false, 4);
+}
+
+}  // namespace reshard

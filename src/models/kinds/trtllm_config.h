@@ -1,0 +1,26 @@
+// config.json of TensorRT-LLM checkpoints (docs/formats/trtllm.md).
+#pragma once
+
+#include <string>
+
+#include "base/json.h"
+#include "models/kinds/kind.h"
+
+namespace reshard {
+
+// The model of a config, and how its checkpoint is cut. What the config has no key for (HyperParameters' window and
+// initializer range, whether head and embedding are one) has the family's default, none and no. Errors: kUnsupported (a
+// class or a quantisation that is not read), kMismatch, kCorrupt.
+Model ModelFromTrtllmConfig(const Json& config, const std::string& path);
+TrtllmOptions CutOfTrtllmConfig(const Json& config, const std::string& path);
+
+// The text that TensorRT-LLM's own conversion writes: 4 spaces, no newline at the end. `hf_config`, a config.json of
+// transformers or null, gives the order of the rope scaling's keys. Errors: kUnsupported where the family has no config
+// class there, or rope scaling has a type that it does not know.
+std::string TrtllmConfigText(const Model& model, const TrtllmOptions& options, Dtype dtype, const Json& hf_config,
+                             const std::string& path);
+
+// Ranks of a checkpoint that is cut so, tensor ranks fastest. Errors: kMismatch, what does not divide.
+std::vector<Rank> TrtllmRanks(const Model& model, const TrtllmOptions& options, const std::string& path);
+
+}  // namespace reshard
