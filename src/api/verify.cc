@@ -107,7 +107,8 @@ VerifyReport VerifyCheckpoints(const Checkpoint& a, const Checkpoint& b, const R
   Paired paired = PairUp(a, b);
   report.missing = paired.missing;
   report.extra = paired.extra;
-  report.equal = report.equal && paired.missing.empty() && paired.extra.empty();
+  report.misshapen = paired.misshapen;
+  report.equal = report.equal && paired.missing.empty() && paired.extra.empty() && paired.misshapen.empty();
   ExecuteOptions execute = FitWorkers(options, CompareWorkerBytes);
   CallbackObserver observer(options);
   execute.observer = &observer;
