@@ -131,7 +131,7 @@ Model RandomModel(Random& random, const Family& family) {
   sizes['L'] = Between(random, 1, 4);
   if (random() % 2) model.flags.push_back("bias");
   Json config = {{"first_k_dense_replace", random() % 3}, {"decoder_sparse_step", 1 + random() % 3}};
-  model.layers = LayerPlan(family, sizes['L'], config);
+  model.layers = LayerPlan(family, sizes['L'], config, "config.json");
   return model;
 }
 
@@ -552,7 +552,7 @@ TEST(TensorsOf, RefusesToStackLayersThatDiffer) {
   Random random(1);
   Model model = RandomModel(random, family);
   model.sizes['L'] = 3;
-  model.layers = LayerPlan(family, 3, Json::parse(R"({"first_k_dense_replace": 1})"));
+  model.layers = LayerPlan(family, 3, Json::parse(R"({"first_k_dense_replace": 1})"), "config.json");
   Rank rank{{0, 3}, {0, model.sizes['E']}, model.sizes['V'], true, true};
   try {
     TensorsOf(model, rank, Choose(model, {{0, 3}, rank.experts, rank.vocab_rows}, &Block::nemo));
