@@ -135,6 +135,7 @@ struct VerifyReport {
   std::vector<HyperDifference> hyperparameters;
   std::vector<TensorDifference> tensors;    // all of them, in a's order
   std::vector<std::string> missing, extra;  // tensors that b lacks, that a lacks
+  std::vector<std::string> misshapen;       // what both have in different shapes: "up, layer 3: [8, 4] in A, ..."
 };
 // Are two checkpoints the same model, whatever their kinds, shards and dtypes?
 VerifyReport Verify(const std::string& a, const std::string& b, const RunOptions& options);

@@ -120,7 +120,8 @@ VerifyReport VerifyCheckpoints(Checkpoint a, Checkpoint b, const RunOptions& opt
   Paired paired = PairUp(a, b);
   report.missing = paired.missing;
   report.extra = paired.extra;
-  report.equal = report.equal && paired.missing.empty() && paired.extra.empty();
+  report.misshapen = paired.misshapen;
+  report.equal = report.equal && paired.missing.empty() && paired.extra.empty() && paired.misshapen.empty();
   ExecuteOptions execute = FitWorkers(options, CompareWorkerBytes);
   CallbackObserver observer(options);
   execute.observer = &observer;

@@ -271,11 +271,9 @@ std::string InspectText(const InspectReport& report) {
 }
 
 Json VerifyJson(const VerifyReport& report) {
-  Json json = {{"equal", report.equal},
-               {"hyperparameters", Json::array()},
-               {"tensors", Json::array()},
-               {"missing", report.missing},
-               {"extra", report.extra}};
+  Json json = {{"equal", report.equal},    {"hyperparameters", Json::array()},
+               {"tensors", Json::array()}, {"missing", report.missing},
+               {"extra", report.extra},    {"misshapen", report.misshapen}};
   for (const auto& row : report.hyperparameters)
     json["hyperparameters"].push_back({{"key", row.key}, {"a", Text(row.a)}, {"b", Text(row.b)}});
   for (const TensorDifference& tensor : report.tensors) {
@@ -294,6 +292,7 @@ std::string VerifyText(const VerifyReport& report) {
     text += fmt::format("differs  {}: {} in A, {} in B\n", row.key, row.a, row.b);
   for (const std::string& name : report.missing) text += fmt::format("missing  {} is in A only\n", Printable(name));
   for (const std::string& name : report.extra) text += fmt::format("extra    {} is in B only\n", Printable(name));
+  for (const std::string& line : report.misshapen) text += fmt::format("differs  {}\n", Printable(line));
   std::map<std::string, size_t> verdicts;
   for (const TensorDifference& tensor : report.tensors) {
     ++verdicts[tensor.verdict];

@@ -62,15 +62,17 @@ struct PartKey {
   friend auto operator<=>(const PartKey&, const PartKey&) = default;
 };
 
-// The layer plan by a family's rule. `config` gives the keys of the rule (config.json's names).
-std::vector<LayerKind> LayerPlan(const Family& family, uint64_t layers, const Json& config);
+// The layer plan by a family's rule. `config`, of the file `path`, gives the keys of the rule (config.json's names).
+// Errors: kCorrupt where one is no whole number of at least 0.
+std::vector<LayerKind> LayerPlan(const Family& family, uint64_t layers, const Json& config, const std::string& path);
 
 // Fills in the head size where it is 0 (hidden size / heads), and checks that the heads' sizes fit together. The names
 // are the config's keys, for messages. Errors: kMismatch with both numbers.
 void CompleteSizes(Model& model, std::string_view heads_key, std::string_view groups_key, const std::string& path);
 
-// Problems of a block, in words: a kind that holds a part not exactly once, a layout of an unknown role, a member count
-// that no shape has. Empty for a table that is right; tests walk every family with it.
+// Problems of a block, in words: a kind that holds a part not exactly once; a layout of an unknown role; a count that
+// does not divide its members' extents in every model (numbers above 1 are up to the model); members that do not fit
+// together. Empty for a table that is right; tests walk every family with it.
 std::vector<std::string> CheckBlock(const Block& block);
 
 }  // namespace reshard

@@ -56,6 +56,54 @@ TEST(CheckBlock, LooksAtTheSecondForm) {
   EXPECT_THAT(CheckBlock(damaged), ElementsAre(HasSubstr("'k_norm' is held 0 times")));
 }
 
+// A block of three parts of one layer in one tensor.
+std::vector<std::string> ProblemsOf(const Tree& tree) {
+  static constexpr PartRow kThree[] = {
+      {"wide", Scope::kLayer, "A*D H"}, {"narrow", Scope::kLayer, "G*D H"}, {"tall", Scope::kLayer, "H F"}};
+  static Layout layout;
+  layout = {"layers.{L}.x", tree};
+  const Block block = {kThree, Layouts(std::span(&layout, 1)), Layouts()};
+  std::vector<std::string> problems = CheckBlock(block);
+  std::erase_if(problems, [](const std::string& problem) { return problem.find("is held") != problem.npos; });
+  return problems;
+}
+
+TEST(CheckBlock, AcceptsCountsThatDivideInEveryModel) {
+  for (const Tree& tree :
+       {Interleave(0, 'G', {"wide", "narrow"}), Interleave(0, 'D', {"wide", "narrow"}), Interleave(0, 'A', {"wide"}),
+        Interleave(0, 1, {"wide", "narrow"}), Interleave(0, 2, {"wide", "narrow"}), Interleave(1, 'F', {"tall"}),
+        Concat({Grouped({"wide", "narrow"}), "wide"}), Grouped({Concat({"wide", "narrow"}), "wide"}),
+        Stack('E', Grouped({"wide", "narrow"})), Interleave(0, 'E', {Stack('E', "tall")})})
+    EXPECT_THAT(ProblemsOf(tree), IsEmpty());
+}
+
+TEST(CheckBlock, FindsACountThatNoShapeHas) {
+  EXPECT_THAT(ProblemsOf(Interleave(0, 'A', {"wide", "narrow"})), ElementsAre("hf: 'layers.{L}.x' cuts G*D into A"));
+  EXPECT_THAT(ProblemsOf(Interleave(0, 'H', {"wide"})), ElementsAre(HasSubstr("cuts A*D into H")));
+  EXPECT_THAT(ProblemsOf(Interleave(1, 'G', {"tall"})), ElementsAre(HasSubstr("cuts F into G")));
+  EXPECT_THAT(ProblemsOf(Interleave(0, 'Z', {"tall"})), ElementsAre(HasSubstr("cuts H into Z")));
+  EXPECT_THAT(ProblemsOf(Interleave(0, 0, {"tall"})), ElementsAre(HasSubstr("cuts H into 0")));
+  EXPECT_THAT(ProblemsOf(Interleave(0, 'A', {Concat({"wide", "narrow"})})),
+              ElementsAre(HasSubstr("cuts A*D + G*D into A")));
+}
+
+TEST(CheckBlock, FindsMembersThatDoNotFitTogether) {
+  EXPECT_THAT(ProblemsOf(Concat({"wide", "tall"})), ElementsAre(HasSubstr("differ along other axes")));
+  EXPECT_THAT(ProblemsOf(Concat({"wide", Stack('E', "wide")})), ElementsAre(HasSubstr("differ along other axes")));
+  EXPECT_THAT(ProblemsOf(Interleave(2, 1, {"wide"})), ElementsAre(HasSubstr("interleaves along axis 2 of 2")));
+  EXPECT_THAT(ProblemsOf(Interleave(0, 1, {})), ElementsAre(HasSubstr("interleaves no members")));
+  EXPECT_THAT(ProblemsOf(Stack('H', "wide")), ElementsAre(HasSubstr("stacks over H, expected L or E")));
+}
+
+TEST(CheckBlock, FindsATreeWhoseNodesAreNotOne) {
+  Tree cut = Grouped({"wide", "narrow"});
+  --cut.size;
+  EXPECT_THAT(ProblemsOf(cut), ElementsAre(HasSubstr("ends within its tree")));
+  Tree loose = Grouped({"wide", "narrow"});
+  loose.nodes[0].members = 1;
+  EXPECT_THAT(ProblemsOf(loose), ElementsAre(HasSubstr("has nodes behind its tree")));
+}
+
 TEST(RowsOf, ComputesShapesFromSizes) {
   Model model;
   model.family = &kLlama;
@@ -82,18 +130,47 @@ TEST(RowsOf, ComputesShapesFromSizes) {
 TEST(LayerPlan, FollowsTheRule) {
   Family family;
   family.layers = LayerRule::kAllDense;
-  EXPECT_THAT(LayerPlan(family, 2, Json::object()), ElementsAre(kDense, kDense));
+  EXPECT_THAT(LayerPlan(family, 2, Json::object(), "config.json"), ElementsAre(kDense, kDense));
   family.layers = LayerRule::kAllMoe;
-  EXPECT_THAT(LayerPlan(family, 2, Json::object()), ElementsAre(kMoe, kMoe));
+  EXPECT_THAT(LayerPlan(family, 2, Json::object(), "config.json"), ElementsAre(kMoe, kMoe));
   family.layers = LayerRule::kDenseFirst;
-  EXPECT_THAT(LayerPlan(family, 4, Json::parse(R"({"first_k_dense_replace": 3})")),
+  EXPECT_THAT(LayerPlan(family, 4, Json::parse(R"({"first_k_dense_replace": 3})"), "config.json"),
               ElementsAre(kDense, kDense, kDense, kMoe));
-  EXPECT_THAT(LayerPlan(family, 2, Json::parse(R"({"first_k_dense_replace": 0})")), ElementsAre(kMoe, kMoe));
+  EXPECT_THAT(LayerPlan(family, 2, Json::parse(R"({"first_k_dense_replace": 0})"), "config.json"),
+              ElementsAre(kMoe, kMoe));
   family.layers = LayerRule::kSparseSteps;
-  EXPECT_THAT(LayerPlan(family, 4, Json::parse(R"({"decoder_sparse_step": 2})")),
+  EXPECT_THAT(LayerPlan(family, 4, Json::parse(R"({"decoder_sparse_step": 2})"), "config.json"),
               ElementsAre(kDense, kMoe, kDense, kMoe));
-  EXPECT_THAT(LayerPlan(family, 4, Json::parse(R"({"decoder_sparse_step": 1, "mlp_only_layers": [1, 2]})")),
-              ElementsAre(kMoe, kDense, kDense, kMoe));
+  EXPECT_THAT(
+      LayerPlan(family, 4, Json::parse(R"({"decoder_sparse_step": 1, "mlp_only_layers": [1, 2]})"), "config.json"),
+      ElementsAre(kMoe, kDense, kDense, kMoe));
+}
+
+// nlohmann reads numbers without a sign as unsigned; those of a program or of YAML may be signed.
+TEST(LayerPlan, TakesWholeNumbersOfAnyJsonType) {
+  Family family;
+  family.layers = LayerRule::kDenseFirst;
+  for (const Json& count : {Json(int64_t{1}), Json(uint64_t{1})})
+    EXPECT_THAT(LayerPlan(family, 2, {{"first_k_dense_replace", count}}, "config.json"), ElementsAre(kDense, kMoe));
+  EXPECT_THAT(LayerPlan(family, 2, {{"first_k_dense_replace", nullptr}}, "config.json"), ElementsAre(kMoe, kMoe));
+  family.layers = LayerRule::kSparseSteps;
+  const Json config = {{"decoder_sparse_step", int64_t{2}}, {"mlp_only_layers", {int64_t{3}}}};
+  EXPECT_THAT(LayerPlan(family, 4, config, "config.json"), ElementsAre(kDense, kMoe, kDense, kDense));
+}
+
+TEST(LayerPlan, RefusesWhatIsNoWholeNumber) {
+  Family family;
+  family.layers = LayerRule::kDenseFirst;
+  for (const Json& count : {Json(-1), Json(1.5), Json("1"), Json::array(), Json(true)}) {
+    try {
+      LayerPlan(family, 2, {{"first_k_dense_replace", count}}, "config.json");
+      FAIL() << "nothing was thrown";
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), Code::kCorrupt);
+      EXPECT_EQ(error.path(), "config.json");
+      EXPECT_THAT(error.what(), HasSubstr("first_k_dense_replace is " + count.dump() + ", expected a whole number"));
+    }
+  }
 }
 
 Model WithHeads(uint64_t hidden, uint64_t heads, uint64_t groups, uint64_t head_size) {

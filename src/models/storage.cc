@@ -204,11 +204,7 @@ class Specs {
   void AddOfLayer(const Layout& layout, uint64_t layer) {
     if (!Exists(layout, layer)) return;
     std::string name = Replace(std::string(layout.name), kLayerMark, std::to_string(layer - rank_.layers.begin));
-    bool per_expert = name.find(kExpertMark) != std::string::npos;
-    Range experts = per_expert ? rank_.experts : Range{0, 1};
-    for (uint64_t expert = experts.begin; expert < experts.end; ++expert)
-      Add(layout, layout.tree, Replace(name, kExpertMark, std::to_string(expert - experts.begin)),
-          static_cast<int32_t>(layer), per_expert ? static_cast<int32_t>(expert) : -1);
+    AddNumbered(layout, layout.tree, name, static_cast<int32_t>(layer));
   }
 
   void AddStacked(const Layout& layout) {
@@ -218,7 +214,15 @@ class Specs {
     if (count != rank_.layers.size())
       throw Error(Code::kUnsupported, fmt::format("'{}' exists on {} of {} layers, and stacked tensors hold all layers",
                                                   layout.name, count, rank_.layers.size()));
-    Add(layout, Stack('L', layout.tree), Replace(std::string(layout.name), "{L}.", ""), -1, -1);
+    AddNumbered(layout, Stack('L', layout.tree), Replace(std::string(layout.name), "{L}.", ""), -1);
+  }
+
+  // One for each expert where the name says so.
+  void AddNumbered(const Layout& layout, const Tree& tree, const std::string& name, int32_t layer) {
+    if (name.find(kExpertMark) == std::string::npos) return Add(layout, tree, name, layer, -1);
+    for (uint64_t expert = rank_.experts.begin; expert < rank_.experts.end; ++expert)
+      Add(layout, tree, Replace(name, kExpertMark, std::to_string(expert - rank_.experts.begin)), layer,
+          static_cast<int32_t>(expert));
   }
 
   void Add(const Layout& layout, const Tree& tree, std::string name, int32_t layer, int32_t expert) {

@@ -65,8 +65,9 @@ struct TensorSpec {
 };
 
 // The tensors of `layouts` on a rank, in the order: layouts for the whole model up to the first layered one, then layer
-// by layer, then the other layouts for the whole model. Rows that the model lacks leave their layouts out; stacked
-// layouts need all layers to be alike (kUnsupported).
+// by layer, then the other layouts for the whole model. Numbers in names count from the begin of the rank's layers and
+// experts: the first layer of every rank is 0. Rows that the model lacks leave their layouts out; stacked layouts need
+// all layers to be alike (kUnsupported).
 std::vector<TensorSpec> TensorsOf(const Model& model, const Rank& rank, const std::vector<const Layout*>& layouts);
 
 // The same of all ranks, one after the other.

@@ -131,7 +131,7 @@ Model RandomModel(Random& random, const Family& family) {
   sizes['L'] = Between(random, 1, 4);
   if (random() % 2) model.flags.push_back("bias");
   Json config = {{"first_k_dense_replace", random() % 3}, {"decoder_sparse_step", 1 + random() % 3}};
-  model.layers = LayerPlan(family, sizes['L'], config);
+  model.layers = LayerPlan(family, sizes['L'], config, "config.json");
   return model;
 }
 
@@ -237,8 +237,7 @@ class Reference {
       if (global && Holds(*layout, 0))
         (AnyLayered(layouts, layout) ? after : before)
             .push_back({std::string(layout->name), Whole(layout->tree, -1, -1)});
-      if (!global && rank_.stacks_layers && Holds(*layout, rank_.layers.begin))
-        layered.push_back({Replace(std::string(layout->name), "{L}.", ""), OfAllLayers(layout->tree)});
+      if (!global && rank_.stacks_layers && Holds(*layout, rank_.layers.begin)) AddStacked(*layout, layered);
     }
     for (uint64_t layer = rank_.layers.begin; layer < rank_.layers.end && !rank_.stacks_layers; ++layer)
       for (const Layout* layout : layouts)
@@ -304,20 +303,24 @@ class Reference {
   // Numbers in names count what the rank holds.
   void AddNumbered(const Layout& layout, uint64_t layer, std::vector<Named>& out) {
     std::string name = Replace(std::string(layout.name), "{L}", std::to_string(layer - rank_.layers.begin));
-    if (name.find("{E}") == std::string::npos) {
-      out.push_back({name, Whole(layout.tree, static_cast<int32_t>(layer), -1)});
-      return;
-    }
-    for (uint64_t expert = rank_.experts.begin; expert < rank_.experts.end; ++expert)
-      out.push_back({Replace(name, "{E}", std::to_string(expert - rank_.experts.begin)),
-                     Whole(layout.tree, static_cast<int32_t>(layer), static_cast<int32_t>(expert))});
+    ForEachExpert(name, [&](const std::string& numbered, int32_t expert) {
+      out.push_back({numbered, Whole(layout.tree, static_cast<int32_t>(layer), expert)});
+    });
   }
 
-  Array OfAllLayers(const Tree& tree) {
-    std::vector<Array> layers;
-    for (uint64_t layer = rank_.layers.begin; layer < rank_.layers.end; ++layer)
-      layers.push_back(Whole(tree, static_cast<int32_t>(layer), -1));
-    return StackUp(std::move(layers));
+  void AddStacked(const Layout& layout, std::vector<Named>& out) {
+    ForEachExpert(Replace(std::string(layout.name), "{L}.", ""), [&](const std::string& numbered, int32_t expert) {
+      std::vector<Array> layers;
+      for (uint64_t layer = rank_.layers.begin; layer < rank_.layers.end; ++layer)
+        layers.push_back(Whole(layout.tree, static_cast<int32_t>(layer), expert));
+      out.push_back({numbered, StackUp(std::move(layers))});
+    });
+  }
+
+  void ForEachExpert(const std::string& name, const std::function<void(const std::string&, int32_t)>& visit) {
+    if (name.find("{E}") == std::string::npos) return visit(name, -1);
+    for (uint64_t expert = rank_.experts.begin; expert < rank_.experts.end; ++expert)
+      visit(Replace(name, "{E}", std::to_string(expert - rank_.experts.begin)), static_cast<int32_t>(expert));
   }
 
   Array Whole(const Tree& tree, int32_t layer, int32_t expert) {
@@ -530,12 +533,26 @@ TEST(TensorsOf, PacksPartsInStackedLayers) {
   for (LayerRule rule : {LayerRule::kAllDense, LayerRule::kAllMoe}) CheckRandomModels(rule, &Block::nemo, true);
 }
 
+// One tensor an expert, with an axis for the layers.
+TEST(TensorsOf, StacksTheLayersOfNumberedExperts) {
+  for (LayerRule rule : {LayerRule::kAllDense, LayerRule::kAllMoe}) CheckRandomModels(rule, &Block::hf, true);
+  const Family family = ToyFamily(LayerRule::kAllMoe);
+  Random random(1);
+  Model model = RandomModel(random, family);
+  model.sizes['E'] = 3;
+  Rank rank{{0, model.sizes['L']}, {1, 3}, model.sizes['V'], true, true};
+  std::vector<std::string> names;
+  for (const TensorSpec& spec : TensorsOf(model, rank, Choose(model, rank, &Block::hf))) names.push_back(spec.name);
+  EXPECT_THAT(names, testing::IsSupersetOf({"layers.experts.0.gate", "layers.experts.1.gate"}));
+  EXPECT_THAT(names, testing::Each(testing::Not(HasSubstr("{"))));
+}
+
 TEST(TensorsOf, RefusesToStackLayersThatDiffer) {
   const Family family = ToyFamily(LayerRule::kDenseFirst);
   Random random(1);
   Model model = RandomModel(random, family);
   model.sizes['L'] = 3;
-  model.layers = LayerPlan(family, 3, Json::parse(R"({"first_k_dense_replace": 1})"));
+  model.layers = LayerPlan(family, 3, Json::parse(R"({"first_k_dense_replace": 1})"), "config.json");
   Rank rank{{0, 3}, {0, model.sizes['E']}, model.sizes['V'], true, true};
   try {
     TensorsOf(model, rank, Choose(model, {{0, 3}, rank.experts, rank.vocab_rows}, &Block::nemo));

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <functional>
 
+#include "base/bytes.h"
 #include "plan/planner.h"
 
 namespace reshard {
@@ -13,74 +14,106 @@ struct Run {
   uint64_t begin, end;  // bytes of a file
 };
 
-// What a piece covers of its file: a box of strided axes, as contiguous runs.
-struct Footprint {
-  const Piece* piece;
-  uint64_t begin, end;  // of the smallest range that holds it
-};
+// Beyond 64 bits is beyond the end of every file.
+uint64_t Sum(uint64_t a, uint64_t b) { return CheckedAdd(a, b).value_or(UINT64_MAX); }
+uint64_t Product(uint64_t a, uint64_t b) { return CheckedMultiply(a, b).value_or(UINT64_MAX); }
+
+// Elements from an axis's first index to the farthest of its first `length`.
+uint64_t Reach(const Axis& axis, uint64_t length) {
+  auto at = [&](uint64_t i) { return Sum(Product(i / axis.block, axis.outer), Product(i % axis.block, axis.inner)); };
+  uint64_t whole = length / axis.block * axis.block;  // the last block may be cut short, and may lie among the others
+  return std::max(at(length - 1), whole ? at(whole - 1) : 0);
+}
+
+// The byte behind a piece's last.
+uint64_t EndOf(const Piece& piece) {
+  uint64_t elements = 1;
+  for (size_t axis = 0; axis < piece.box.shape.size(); ++axis)
+    elements = Sum(elements, Reach(piece.axes[axis], piece.box.shape[axis]));
+  return Sum(piece.offset, Product(elements, ItemSize(piece.dtype)));
+}
+
+uint64_t BytesOf(const Piece& piece) {
+  uint64_t bytes = ItemSize(piece.dtype);
+  for (uint64_t extent : piece.box.shape) bytes = Product(bytes, extent);
+  return bytes;
+}
 
 // The extents of an axis as loops, outermost first: {count, stride in elements}.
 struct Loop {
   uint64_t count, stride;
 };
 
+// Of a piece whose blocks are all whole.
 std::vector<Loop> LoopsOf(const Piece& piece) {
   std::vector<Loop> loops;
   for (size_t axis = 0; axis < piece.box.shape.size(); ++axis) {
-    uint64_t length = piece.box.shape[axis];
-    const Axis& a = piece.axes[axis];
-    if (length > a.block && length % a.block == 0) {
-      loops.push_back({length / a.block, a.outer});
-      loops.push_back({a.block, a.inner});
-    } else {
-      loops.push_back({length, a.inner});
-    }
+    uint64_t length = piece.box.shape[axis], block = std::min(piece.axes[axis].block, length);
+    loops.push_back({length / block, piece.axes[axis].outer});
+    loops.push_back({block, piece.axes[axis].inner});
   }
   std::erase_if(loops, [](const Loop& loop) { return loop.count == 1; });
   return loops;
 }
 
-uint64_t EndOf(const Piece& piece) {
-  uint64_t last = 0;
-  for (size_t axis = 0; axis < piece.box.shape.size(); ++axis) last += piece.axes[axis].At(piece.box.shape[axis] - 1);
-  return piece.offset + (last + 1) * ItemSize(piece.dtype);
+// Whether the loops cover one range, each element of it once: then each steps over just what the finer ones cover.
+bool IsDense(std::vector<Loop> loops) {
+  std::sort(loops.begin(), loops.end(), [](const Loop& a, const Loop& b) { return a.stride < b.stride; });
+  uint64_t covered = 1;
+  for (const Loop& loop : loops) {
+    if (loop.stride != covered) return false;
+    covered *= loop.count;
+  }
+  return true;
 }
 
-void AddRuns(const Piece& piece, std::vector<Run>& runs) {
-  std::vector<Loop> loops = LoopsOf(piece);
-  uint64_t run = 1;  // elements that the innermost loops cover without a gap
-  while (!loops.empty() && loops.back().stride == run) {
+void AddLoops(std::vector<Loop> loops, const Piece& piece, std::vector<Run>& runs) {
+  uint64_t run = ItemSize(piece.dtype);  // bytes that the innermost loops cover without a gap
+  while (!loops.empty() && loops.back().stride * ItemSize(piece.dtype) == run) {
     run *= loops.back().count;
     loops.pop_back();
   }
-  uint32_t item = ItemSize(piece.dtype);
   std::function<void(size_t, uint64_t)> walk = [&](size_t level, uint64_t at) {
     if (level == loops.size()) {
-      runs.push_back({at, at + run * item});
+      runs.push_back({at, at + run});
       return;
     }
-    for (uint64_t i = 0; i < loops[level].count; ++i) walk(level + 1, at + i * loops[level].stride * item);
+    for (uint64_t i = 0; i < loops[level].count; ++i)
+      walk(level + 1, at + i * loops[level].stride * ItemSize(piece.dtype));
   };
   walk(0, piece.offset);
 }
 
-// Pieces that overlap nothing are one run if they are dense; only tangles are taken apart.
-std::vector<Run> RunsOf(const FileLayout& file, std::vector<Footprint>& pieces) {
+// What a piece covers of its file, which it fits into. Only tangles are taken apart.
+void AddRuns(const Piece& piece, std::vector<Run>& runs) {
+  for (size_t axis = 0; axis < piece.box.shape.size(); ++axis) {
+    uint64_t rest = piece.box.shape[axis] % piece.axes[axis].block;
+    if (rest == 0 || rest == piece.box.shape[axis]) continue;
+    Piece whole = piece, cut = piece;  // the blocks, and the one at the end that is cut short
+    whole.box.shape[axis] -= rest;
+    cut.box.shape[axis] = rest;
+    cut.offset += piece.axes[axis].At(whole.box.shape[axis]) * ItemSize(piece.dtype);
+    AddRuns(whole, runs);
+    AddRuns(cut, runs);
+    return;
+  }
+  std::vector<Loop> loops = LoopsOf(piece);
+  if (IsDense(loops)) {
+    runs.push_back({piece.offset, piece.offset + BytesOf(piece)});
+  } else {
+    AddLoops(std::move(loops), piece, runs);
+  }
+}
+
+std::vector<Run> RunsOf(const FileLayout& file, const std::vector<const Piece*>& pieces) {
   std::vector<Run> runs;
   for (const Literal& literal : file.literals) runs.push_back({literal.offset, literal.offset + literal.bytes.size()});
-  for (const Footprint& piece : pieces) {
-    bool dense = piece.end - piece.begin == ElementCount(piece.piece->box.shape) * ItemSize(piece.piece->dtype);
-    if (dense) {
-      runs.push_back({piece.begin, piece.end});
-    } else {
-      AddRuns(*piece.piece, runs);
-    }
-  }
+  for (const Piece* piece : pieces) AddRuns(*piece, runs);
   std::sort(runs.begin(), runs.end(), [](const Run& a, const Run& b) { return a.begin < b.begin; });
   return runs;
 }
 
-void CheckFile(const FileLayout& file, std::vector<Footprint>& pieces, std::vector<std::string>& problems) {
+void CheckFile(const FileLayout& file, const std::vector<const Piece*>& pieces, std::vector<std::string>& problems) {
   uint64_t expected = 0;
   for (const Run& run : RunsOf(file, pieces)) {
     if (run.begin != expected) {
@@ -110,35 +143,72 @@ void CheckSources(const Part& part, std::vector<std::string>& problems) {
         fmt::format("{}: no source for {} from {} on", part.name, ToString(box.shape), ToString(box.origin)));
 }
 
-// A box that no op of the part would meet, wholly or in part.
-bool LiesOutside(const Piece& piece, const Part& part) {
-  return piece.box.shape.size() != part.shape.size() || !(Intersect(piece.box, WholeBox(part.shape)) == piece.box);
+// One side of the plan: how large its files are, and what its tensors are called.
+struct Files {
+  const char* side;
+  std::vector<uint64_t> sizes;
+  size_t tensors;
+};
+
+// What is wrong with a piece by itself; empty where nothing is. A box that leaves its part, wholly or in part, is one
+// that no op meets.
+std::string ProblemOf(const Piece& piece, const Part& part, const Files& files) {
+  const Box& box = piece.box;
+  if (box.shape.size() != part.shape.size() || !(Intersect(box, WholeBox(part.shape)) == box))
+    return fmt::format("{} from {} on lies outside of {}", ToString(box.shape), ToString(box.origin),
+                       ToString(part.shape));
+  for (size_t axis = 0; axis < box.shape.size(); ++axis)
+    if (piece.axes[axis].block == 0) return fmt::format("blocks of 0 along axis {}", axis);
+  if (ItemSize(piece.dtype) == 0) return fmt::format("elements of {}, less than a byte", Row(piece.dtype).name);
+  if (piece.tensor >= files.tensors) return fmt::format("a {} piece of no tensor", files.side);
+  if (piece.file >= files.sizes.size()) return fmt::format("a {} piece in no file", files.side);
+  if (EndOf(piece) > files.sizes[piece.file])
+    return fmt::format("a {} piece lies beyond the end of its file", files.side);
+  return "";
 }
 
-void CheckBoxes(const Part& part, std::vector<std::string>& problems) {
-  for (const auto* pieces : {&part.sources, &part.targets})
-    for (const Piece& piece : *pieces)
-      if (LiesOutside(piece, part))
-        problems.push_back(fmt::format("{}: {} from {} on lies outside of {}", part.name, ToString(piece.box.shape),
-                                       ToString(piece.box.origin), ToString(part.shape)));
+// The pieces that nothing is wrong with.
+std::vector<const Piece*> Sound(const Part& part, const std::vector<Piece>& pieces, const Files& files,
+                                std::vector<std::string>& problems) {
+  std::vector<const Piece*> sound;
+  for (const Piece& piece : pieces) {
+    std::string problem = ProblemOf(piece, part, files);
+    if (problem.empty()) {
+      sound.push_back(&piece);
+    } else {
+      problems.push_back(fmt::format("{}: {}", part.name, problem));
+    }
+  }
+  return sound;
+}
+
+void CheckDtypes(const Part& part, std::vector<std::string>& problems) {
+  for (const Piece& piece : part.sources)
+    if (piece.dtype != part.sources[0].dtype) {
+      problems.push_back(fmt::format("{}: sources of {} and of {}", part.name, Row(part.sources[0].dtype).name,
+                                     Row(piece.dtype).name));
+      return;
+    }
 }
 
 }  // namespace
 
 std::vector<std::string> Audit(const Plan& plan) {
   std::vector<std::string> problems;
-  std::vector<std::vector<Footprint>> by_file(plan.files.size());
+  Files sources{"source", {}, plan.source_tensors.size()}, targets{"target", {}, plan.target_tensors.size()};
+  for (const SourceFile& file : plan.sources) sources.sizes.push_back(file.size);
+  for (const FileLayout& file : plan.files) targets.sizes.push_back(file.size);
+  std::vector<std::vector<const Piece*>> by_file(plan.files.size());
   for (const Part& part : plan.parts) {
-    CheckBoxes(part, problems);
     CheckSources(part, problems);
-    for (const Piece& piece : part.sources)
-      if (piece.file >= plan.sources.size() || EndOf(piece) > plan.sources[piece.file].size)
-        problems.push_back(fmt::format("{}: a source piece lies beyond the end of its file", part.name));
-    for (const Piece& piece : part.targets) {
-      if (piece.file >= plan.files.size()) {
-        problems.push_back(fmt::format("{}: a target piece in no file", part.name));
+    CheckDtypes(part, problems);
+    Sound(part, part.sources, sources, problems);
+    for (const Piece* piece : Sound(part, part.targets, targets, problems)) {
+      // Taken apart, such a piece could have any number of runs.
+      if (BytesOf(*piece) > targets.sizes[piece->file]) {
+        problems.push_back(fmt::format("{}: a target piece is larger than its file", part.name));
       } else {
-        by_file[piece.file].push_back({&piece, piece.offset, EndOf(piece)});
+        by_file[piece->file].push_back(piece);
       }
     }
   }

@@ -5,12 +5,15 @@
 #include <algorithm>
 #include <map>
 #include <optional>
+#include <set>
 
 #include "base/error.h"
 #include "base/hash.h"
 
 namespace reshard {
 namespace {
+
+constexpr const char* kPlanning = "planning from";
 
 using Pieces = std::map<PartKey, std::vector<Piece>>;
 
@@ -61,10 +64,25 @@ struct Side {
   }
 };
 
-Error PlanError(Code code, const Checkpoint& source, std::string message) {
-  Error error(code, std::move(message));
-  error.At("planning from", source.folder);
-  return error;
+// What is stored twice must be of one dtype.
+void CheckDtypes(const Part& part, const std::vector<std::string>& names, std::vector<std::string>& problems) {
+  for (const Piece& piece : part.sources)
+    if (piece.dtype != part.sources[0].dtype)
+      problems.push_back(fmt::format("tensor '{}': {}, expected {} as in '{}', which holds the same",
+                                     names[piece.tensor], Row(piece.dtype).name, Row(part.sources[0].dtype).name,
+                                     names[part.sources[0].tensor]));
+}
+
+// The first problem is the message; more stand below it, up to a screenful.
+Error Gathered(const Checkpoint& source, std::string doing, std::vector<std::string> problems) {
+  constexpr size_t kShown = 20;
+  std::string first = std::move(problems.front());
+  problems.erase(problems.begin());
+  if (problems.size() > kShown) {
+    problems[kShown] = fmt::format("and {} more", problems.size() - kShown);
+    problems.resize(kShown + 1);
+  }
+  return Error(Code::kMismatch, std::move(first)).At(std::move(doing), source.folder).Also(std::move(problems));
 }
 
 // A hash of numbers and texts of which none can run into the next.
@@ -227,7 +245,7 @@ class Planner {
       Part part{PartName(have_.rows, key), have_.rows[key.row].shape, Have(key), std::move(targets)};
       for (Piece& piece : part.sources) piece.tensor += source_shift;
       for (Piece& piece : part.targets) piece.tensor += target_shift;
-      CheckDtypes(part);
+      CheckDtypes(part, planned_.plan.source_tensors, problems_);
       planned_.plan.parts.push_back(std::move(part));
     }
     for (const auto& [key, pieces] : have_.pieces)
@@ -235,16 +253,6 @@ class Planner {
         problems_.push_back(
             fmt::format("{}: a {} checkpoint has no place for it", PartName(have_.rows, key), kind_.name));
     for (size_t i = 0; i < specs_.size(); ++i) AddPadding(i, target_shift);
-  }
-
-  void CheckDtypes(const Part& part) {
-    for (const Piece& piece : part.sources) {
-      const std::string& name = planned_.plan.source_tensors[piece.tensor];
-      if (piece.dtype != part.sources[0].dtype)
-        problems_.push_back(fmt::format("tensor '{}': {}, expected {} as in '{}', which holds the same", name,
-                                        reshard::Row(piece.dtype).name, reshard::Row(part.sources[0].dtype).name,
-                                        planned_.plan.source_tensors[part.sources[0].tensor]));
-    }
   }
 
   void AddPadding(size_t i, uint32_t target_shift) {
@@ -257,15 +265,7 @@ class Planner {
   }
 
   void Throw() {
-    if (problems_.empty()) return;
-    std::string first = problems_.front();
-    std::vector<std::string> rest(problems_.begin() + 1, problems_.end());
-    constexpr size_t kShown = 20;
-    if (rest.size() > kShown) {
-      rest[kShown] = fmt::format("and {} more", rest.size() - kShown);
-      rest.resize(kShown + 1);
-    }
-    throw PlanError(Code::kMismatch, source_, std::move(first)).Also(std::move(rest));
+    if (!problems_.empty()) throw Gathered(source_, kPlanning, std::move(problems_));
   }
 
   void Finish(LaidOut& laid_out) {
@@ -280,9 +280,10 @@ class Planner {
     planned_.notes = std::move(laid_out.notes);
     std::vector<std::string> problems = Audit(plan);
     if (!problems.empty())
-      throw PlanError(
-          Code::kInternal, source_,
+      throw Error(
+          Code::kInternal,
           "the plan does not add up, expected every byte once; please report this with the output of `reshard inspect`")
+          .At(kPlanning, source_.folder)
           .Also(std::move(problems));
     planned_.source_hashes = SourceHashes(plan);
     plan.id = Id(plan);
@@ -336,17 +337,89 @@ class Planner {
   std::vector<std::string> problems_;
 };
 
-// Rows below `rows` on the part's first axis.
-std::vector<Piece> Clip(const std::vector<Piece>& pieces, const Dims& shape) {
-  std::vector<Piece> clipped;
-  for (Piece piece : pieces) {
-    auto common = Intersect(piece.box, WholeBox(shape));
-    if (!common) continue;
-    piece.box = *common;  // the vocabulary's rows are never in blocks, and the box begins where it did
-    clipped.push_back(piece);
+// Pairs the parts of two checkpoints. A family numbers its rows, so a key goes from one side to the other by its role.
+class Pairing {
+ public:
+  Pairing(const Checkpoint& a, const Checkpoint& b) : a_checkpoint_(a), b_checkpoint_(b), a_(a), b_(b) {}
+
+  Paired Pair() {
+    std::set<uint32_t> missing, extra;  // a tensor that holds several parts counts once
+    for (const auto& [key, pieces] : a_.pieces) {
+      PartKey there = Across(key, a_, b_, b_checkpoint_.model.tied);
+      if (b_.pieces.count(there)) {
+        Join(key, there, PartName(a_.rows, key));
+      } else {
+        for (const Piece& piece : pieces) missing.insert(piece.tensor);
+      }
+    }
+    for (const auto& [key, pieces] : b_.pieces) {
+      PartKey there = Across(key, b_, a_, a_checkpoint_.model.tied);
+      if (!a_.pieces.count(there)) {
+        for (const Piece& piece : pieces) extra.insert(piece.tensor);
+      } else if (Across(there, a_, b_, b_checkpoint_.model.tied) != key) {
+        Join(there, key, PartName(b_.rows, key));  // b's own head and a's tied embedding
+      }
+    }
+    if (!problems_.empty()) throw Gathered(a_checkpoint_, "reading", std::move(problems_));
+    for (uint32_t tensor : missing) paired_.missing.push_back(a_.names[tensor]);
+    for (uint32_t tensor : extra) paired_.extra.push_back(b_.names[tensor]);
+    paired_.a_tensors = std::move(a_.names);
+    paired_.b_tensors = std::move(b_.names);
+    return std::move(paired_);
   }
-  return clipped;
-}
+
+ private:
+  static PartKey Across(PartKey key, const Side& from, const Side& to, bool to_is_tied) {
+    std::string_view role = from.rows[key.row].row->role;
+    key.row = RowNamed(to.rows, to_is_tied && role == "head" ? "embed" : role);
+    return key;
+  }
+
+  void Join(const PartKey& a_key, const PartKey& b_key, std::string name) {
+    Dims shape = a_.rows[a_key.row].shape, theirs = b_.rows[b_key.row].shape;
+    const Dims a_shape = shape, b_shape = theirs;
+    const Split& split = a_.rows[a_key.row].row->split;
+    if (split.unit == 'V') shape[split.axis] = theirs[split.axis] = std::min(shape[split.axis], theirs[split.axis]);
+    if (!(shape == theirs)) {
+      paired_.misshapen.push_back(fmt::format("{}: {} in A, {} in B", name, ToString(a_shape), ToString(b_shape)));
+      return;
+    }
+    AddPadding(a_, a_.pieces[a_key], shape, &Part::sources);
+    AddPadding(b_, b_.pieces[b_key], shape, &Part::targets);
+    paired_.parts.push_back({std::move(name), shape, Clip(a_.pieces[a_key], shape), Clip(b_.pieces[b_key], shape)});
+    CheckDtypes(paired_.parts.back(), a_.names, problems_);
+  }
+
+  // The rows of a vocabulary behind those of `shape`, a part for each piece.
+  void AddPadding(const Side& side, const std::vector<Piece>& pieces, const Dims& shape,
+                  std::vector<Piece> Part::*where) {
+    for (const Piece& piece : pieces)
+      for (const Box& box : Subtract(piece.box, WholeBox(shape))) {
+        Piece pad = piece;
+        pad.offset += (box.origin[0] - piece.box.origin[0]) * piece.axes[0].inner * ItemSize(piece.dtype);
+        pad.box = WholeBox(box.shape);
+        Part part{"padding of " + side.names[piece.tensor], box.shape, {}, {}};
+        (part.*where).push_back(pad);
+        paired_.parts.push_back(std::move(part));
+      }
+  }
+
+  static std::vector<Piece> Clip(const std::vector<Piece>& pieces, const Dims& shape) {
+    std::vector<Piece> clipped;
+    for (Piece piece : pieces) {
+      auto common = Intersect(piece.box, WholeBox(shape));
+      if (!common) continue;
+      piece.box = *common;  // the vocabulary's rows are never in blocks, and the box begins where it did
+      clipped.push_back(piece);
+    }
+    return clipped;
+  }
+
+  const Checkpoint &a_checkpoint_, &b_checkpoint_;
+  Side a_, b_;
+  Paired paired_;
+  std::vector<std::string> problems_;
+};
 
 }  // namespace
 
@@ -354,62 +427,7 @@ Planned MakePlan(Io& io, const Checkpoint& source, const Kind& kind, const Targe
   return Planner(io, source, kind, options).Make();
 }
 
-Paired PairUp(const Checkpoint& a, const Checkpoint& b) {
-  Side left(a), right(b);
-  Paired paired;
-  paired.a_tensors = left.names;
-  paired.b_tensors = right.names;
-  // Keys of b by the row's role, for families number their rows apart.
-  auto key_in = [](const std::vector<ModelRow>& rows, const std::vector<ModelRow>& of, PartKey key) {
-    key.row = RowNamed(rows, of[key.row].row->role);
-    return key;
-  };
-  auto find = [&](Side& side, const Model& model, PartKey key) -> const std::vector<Piece>* {
-    if (key.row == side.rows.size()) return nullptr;
-    if (model.tied && side.rows[key.row].row->role == "head") key.row = RowNamed(side.rows, "embed");
-    auto found = side.pieces.find(key);
-    return found == side.pieces.end() ? nullptr : &found->second;
-  };
-  auto add_padding = [&](const Side& side, const std::vector<Piece>& pieces, const Dims& shape, bool is_a) {
-    for (const Piece& piece : pieces)
-      for (const Box& box : Subtract(piece.box, WholeBox(shape))) {
-        Piece pad = piece;
-        pad.offset += (box.origin[0] - piece.box.origin[0]) * piece.axes[0].inner * ItemSize(piece.dtype);
-        pad.box = WholeBox(box.shape);
-        std::string name = "padding of " + side.names[piece.tensor];
-        if (is_a) {
-          paired.parts.push_back({name, box.shape, {pad}, {}});
-        } else {
-          paired.parts.push_back({name, box.shape, {}, {pad}});
-        }
-      }
-  };
-  for (const auto& [key, pieces] : left.pieces) {
-    PartKey other = key_in(right.rows, left.rows, key);
-    const std::vector<Piece>* found = find(right, b.model, other);
-    if (!found) {
-      paired.missing.push_back(left.names[pieces[0].tensor]);
-      continue;
-    }
-    Dims shape = left.rows[key.row].shape;
-    const Dims& theirs = right.rows[other.row].shape;
-    if (shape.size() == theirs.size()) shape[0] = std::min(shape[0], theirs[0]);
-    add_padding(left, pieces, shape, true);
-    add_padding(right, *found, shape, false);
-    paired.parts.push_back({PartName(left.rows, key), shape, Clip(pieces, shape), Clip(*found, shape)});
-  }
-  for (const auto& [key, pieces] : right.pieces) {
-    PartKey other = key_in(left.rows, right.rows, key);
-    const std::vector<Piece>* found = find(left, a.model, other);
-    if (!found) {
-      paired.extra.push_back(right.names[pieces[0].tensor]);
-    } else if (!left.pieces.count(other)) {  // b's own head against a's tied embedding
-      paired.parts.push_back(
-          {PartName(right.rows, key), right.rows[key.row].shape, Clip(*found, right.rows[key.row].shape), pieces});
-    }
-  }
-  return paired;
-}
+Paired PairUp(const Checkpoint& a, const Checkpoint& b) { return Pairing(a, b).Pair(); }
 
 PlanTotals TotalsOf(const Plan& plan) {
   PlanTotals totals;

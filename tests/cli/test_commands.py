@@ -187,6 +187,16 @@ def test_verify_of_different_hyperparameters(source, tmp_path):
     assert any("rope" in entry["key"] or "rotary" in entry["key"] for entry in found["hyperparameters"])
 
 
+def test_verify_of_another_intermediate_size(source, tmp_path):
+    settings = tiny_model.config(intermediate_size=20)
+    other = tiny_model.write_hf(tmp_path / "other", settings, tiny_model.tensors(settings))
+    for a, b, sizes in [(source, other, (24, 20)), (other, source, (20, 24))]:
+        found = parsed("verify", a, b, code=1)
+        line = "down, layer 1: [16, {}] in A, [16, {}] in B".format(*sizes)
+        assert line in found["misshapen"] and len(found["misshapen"]) == 6
+        assert line in run("verify", a, b).out
+
+
 def test_verify_against_the_receipt(source, tmp_path):
     convert(source, tmp_path / "out", "--to=hf")
     assert run("verify", tmp_path / "out").code == 0

@@ -436,6 +436,17 @@ std::string EntryText(const StoredTensor& tensor, uint64_t begin, uint64_t end) 
                      Row(tensor.dtype).name, fmt::join(tensor.shape.begin(), tensor.shape.end(), ","), begin, end);
 }
 
+// Refuses what would make a file that is none, or of which no reader would take the tensor.
+void CheckWritable(const StoredTensor& tensor, const std::string& path) {
+  std::string problem;
+  if (FirstInvalidUtf8(tensor.name) < tensor.name.size()) problem = "a name that is not UTF-8, expected UTF-8";
+  if (tensor.name == kMetadataKey) problem = "the name of the metadata, expected another";
+  if (const uint64_t bits = ElementCount(tensor.shape) * Row(tensor.dtype).bits; bits % 8 != 0)
+    problem =
+        fmt::format("{} {} is {} bits, expected whole bytes", Row(tensor.dtype).name, ToString(tensor.shape), bits);
+  if (!problem.empty()) throw Error(Code::kUnsupported, std::move(problem)).At("writing", path).Tensor(tensor.name);
+}
+
 }  // namespace
 
 std::vector<StoredTensor> ReadFile(Io& io, const std::string& path, uint32_t file, uint64_t max_header) {
@@ -478,6 +489,7 @@ FileLayout LayOut(std::string path, std::vector<StoredTensor*> tensors, uint32_t
   std::string header = metadata == Metadata::kFormatPt ? R"({"__metadata__":{"format":"pt"})" : "{";
   uint64_t data_size = 0;
   for (const StoredTensor* tensor : tensors) {
+    CheckWritable(*tensor, path);
     const uint64_t end = data_size + ByteSize(*tensor);
     if (header.size() > 1) header += ",";
     header += EntryText(*tensor, data_size, end);

@@ -27,8 +27,9 @@ enum class Metadata : uint8_t { kFormatPt, kNone };
 
 // One file with these tensors (name, dtype and shape count) and `metadata`: sorted by dtype and name and with
 // the header text that the official writer gives, but padded so that data starts at a multiple of 4096. Fills in each
-// tensor's one chunk (of file number `file`) and reorders nothing. Errors: kUnsupported, a header that readers would
-// refuse for its length.
+// tensor's one chunk (of file number `file`) and reorders nothing; the names differ. Errors: kUnsupported, a header
+// that readers would refuse for its length, a name that is not UTF-8 or is __metadata__, a tensor that is not whole
+// bytes.
 FileLayout LayOut(std::string path, std::vector<StoredTensor*> tensors, uint32_t file,
                   Metadata metadata = Metadata::kFormatPt);
 

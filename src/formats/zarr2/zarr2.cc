@@ -189,6 +189,18 @@ Chunk ChunkAt(const Dims& cell, const Dims& shape, const Dims& grid, size_t file
 
 uint64_t ChunkBytes(const Dims& grid, Dtype dtype) { return ElementCount(grid) * ItemSize(dtype); }
 
+// Refuses what a reader of .zarray would not know, and folders that are not where they seem to be.
+void CheckWritable(const std::string& path, const StoredTensor& tensor) {
+  std::string problem;
+  if (Row(tensor.dtype).zarr.empty()) problem = fmt::format("{}, expected BF16, F16 or F32", Row(tensor.dtype).name);
+  const std::string slashed = path.empty() ? "" : "/" + path + "/";
+  for (std::string_view odd : {"//", "/./", "/../"})
+    if (slashed.find(odd) != slashed.npos)
+      problem = fmt::format("a folder with \"{}\", expected names and single slashes", odd);
+  if (path.find('\0') != path.npos) problem = "a folder with a zero byte, expected none";
+  if (!problem.empty()) throw Unsupported(std::move(problem)).At("writing", path).Tensor(tensor.name);
+}
+
 // Calls visit(cell) for every cell of the grid in row-major order.
 template <typename Visit>
 void ForEachCell(const Dims& counts, Visit visit) {
@@ -247,6 +259,7 @@ StoredTensor ReadArray(Io& io, const std::string& path, std::string name, std::v
 }
 
 void LayOut(const std::string& path, const Dims& grid, StoredTensor& tensor, std::vector<FileLayout>& files) {
+  CheckWritable(path, tensor);
   files.push_back(LiteralFile(JoinPath(path, ".zarray"), HeaderText({tensor.dtype, tensor.shape, grid})));
   tensor.grid = grid;
   tensor.chunks.clear();

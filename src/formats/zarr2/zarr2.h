@@ -39,7 +39,7 @@ StoredTensor ReadArray(Io& io, const std::string& path, std::string name, std::v
 
 // `tensor` (name, dtype, shape) stored in folder `path` in chunks of shape `grid`: appends .zarray and the chunk files
 // to `files` and fills in tensor.grid and tensor.chunks. Every extent of grid is at least 1; edge chunks are whole
-// files.
+// files. Errors: kUnsupported, another dtype than F32, F16 and BF16, a path with empty parts, "." or "..".
 void LayOut(const std::string& path, const Dims& grid, StoredTensor& tensor, std::vector<FileLayout>& files);
 
 }  // namespace reshard::zarr2

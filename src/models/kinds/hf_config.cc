@@ -161,7 +161,7 @@ Model ModelFromHfConfig(const Json& config, const std::string& path) {
   for (const Flag& flag : family.flags)
     if (flag.key.empty() || reader.Bool(flag.key, false)) model.flags.push_back(flag.flag);
   model.tied = reader.Bool("tie_word_embeddings", false);
-  model.layers = LayerPlan(family, model.sizes['L'], full);
+  model.layers = LayerPlan(family, model.sizes['L'], full, path);
   HyperParameters& hyper = model.hyper;
   hyper.rms_norm_eps = reader.Number("rms_norm_eps", nullptr);
   hyper.initializer_range = reader.Number("initializer_range", nullptr);

@@ -272,7 +272,7 @@ Model ModelFromNemoConfig(const Json& config, const std::string& path, uint64_t 
   for (const Flag& flag : model.family->flags)
     if (flags.count(flag.flag)) model.flags.push_back(flag.flag);
   model.tied = reader.Bool("share_embeddings_and_output_weights", false);
-  model.layers = LayerPlan(*model.family, model.sizes['L'], config);
+  model.layers = LayerPlan(*model.family, model.sizes['L'], config, path);
   model.sizes['V'] = Vocabulary(reader, stored_rows, hints, doubt);
   if (hints.template_model) {
     CheckTemplate(reader, model, *hints.template_model);

@@ -1,0 +1,151 @@
+// Plans by hand, against a count of every byte.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <random>
+
+#include "plan/planner.h"
+
+namespace reshard {
+namespace {
+
+using testing::Contains;
+using testing::ElementsAre;
+using testing::HasSubstr;
+using testing::IsEmpty;
+
+Piece PieceOf(const Dims& shape, const std::vector<Axis>& axes, Dtype dtype = Dtype::kBF16) {
+  Piece piece;
+  piece.box = WholeBox(shape);
+  std::copy(axes.begin(), axes.end(), piece.axes.begin());
+  piece.dtype = dtype;
+  return piece;
+}
+
+Piece RowMajor(const Dims& shape, Dtype dtype = Dtype::kBF16) {
+  std::vector<Axis> axes;
+  const Dims strides = RowMajorStrides(shape);
+  for (size_t axis = 0; axis < shape.size(); ++axis) axes.push_back({shape[axis], strides[axis], 0});
+  return PieceOf(shape, axes, dtype);
+}
+
+// One part of one source and one target piece, in a file each.
+Plan PlanOf(const Dims& shape, const Piece& target, uint64_t target_size) {
+  Plan plan;
+  plan.sources = {{"in", "in", ElementCount(shape) * 2, 0, 0}};
+  plan.files = {{"out", target_size, {}}};
+  plan.source_tensors = {"a"};
+  plan.target_tensors = {"b"};
+  plan.parts = {{"the part", shape, {RowMajor(shape)}, {target}}};
+  return plan;
+}
+
+TEST(Audit, AcceptsAPieceThatFillsItsFile) {
+  EXPECT_THAT(Audit(PlanOf({3, 5}, RowMajor({3, 5}), 30)), IsEmpty());
+  EXPECT_THAT(Audit(PlanOf({3, 5}, PieceOf({3, 5}, {{3, 1, 0}, {5, 3, 0}}), 30)), IsEmpty());  // transposed
+  EXPECT_THAT(Audit(PlanOf({}, RowMajor({}), 2)), IsEmpty());
+}
+
+// Twenty elements in a range of twenty, some of them twice.
+TEST(Audit, FindsAPieceThatOverlapsItself) {
+  for (const std::vector<Axis>& axes :
+       {std::vector<Axis>{{2, 19, 0}, {10, 0, 0}}, std::vector<Axis>{{2, 1, 0}, {10, 2, 0}},  // the one that does not
+        std::vector<Axis>{{2, 10, 0}, {5, 1, 5}},                                             // nor this
+        std::vector<Axis>{{2, 15, 0}, {5, 1, 0}}, std::vector<Axis>{{2, 0, 0}, {5, 1, 15}}}) {
+    std::vector<int> count(20);
+    for (uint64_t i = 0; i < 2; ++i)
+      for (uint64_t j = 0; j < 10; ++j) ++count.at(axes[0].At(i) + axes[1].At(j));
+    const bool once = std::all_of(count.begin(), count.end(), [](int n) { return n == 1; });
+    EXPECT_EQ(Audit(PlanOf({2, 10}, PieceOf({2, 10}, axes), 40)).empty(), once) << axes[0].inner;
+  }
+}
+
+// Strides and blocks of all sorts; literals fill what the piece leaves, so that a plan is wrong only if a byte is
+// written twice.
+TEST(Audit, CountsEveryByte) {
+  std::mt19937_64 random(1);
+  auto pick = [&](uint64_t low, uint64_t high) { return low + random() % (high - low + 1); };
+  int right = 0, wrong = 0;
+  for (int round = 0; round < 20'000; ++round) {
+    Dims shape;
+    std::vector<Axis> axes;
+    for (uint64_t n = pick(1, 3), stride = 1; n > 0; --n) {
+      shape.push_back(pick(1, 5));
+      const uint64_t block = pick(1, shape.back() + 1), gap = pick(0, 7) ? 0 : 1;
+      axes.push_back({block, stride, stride * (block + gap)});
+      stride *= shape.back() + gap;
+      if (pick(0, 9) == 0) axes.back().inner = pick(0, 6);
+      if (pick(0, 9) == 0) axes.back().outer = pick(0, 6);
+    }
+    Piece piece = PieceOf(shape, axes);
+    piece.offset = pick(0, 3);
+    std::vector<int> count(piece.offset);
+    for (uint64_t n = 0; n < ElementCount(shape); ++n) {
+      uint64_t at = 0, rest = n;
+      for (size_t axis = shape.size(); axis-- > 0; rest /= shape[axis]) at += axes[axis].At(rest % shape[axis]);
+      const uint64_t byte = piece.offset + 2 * at;
+      if (count.size() < byte + 2) count.resize(byte + 2);
+      ++count[byte], ++count[byte + 1];
+    }
+    Plan plan = PlanOf(shape, piece, count.size());
+    for (uint64_t byte = 0; byte < count.size(); ++byte)
+      if (count[byte] == 0) plan.files[0].literals.push_back({byte, "x"});
+    const bool once = std::all_of(count.begin(), count.end(), [](int n) { return n <= 1; });
+    ++(once ? right : wrong);
+    ASSERT_EQ(Audit(plan).empty(), once) << round << ": " << ToString(shape);
+    --plan.files[0].size;
+    ASSERT_THAT(Audit(plan), testing::Not(IsEmpty())) << round;
+  }
+  EXPECT_GT(right, 2'000);
+  EXPECT_GT(wrong, 2'000);
+}
+
+// Modulo 2^64 each of these would end within its file.
+TEST(Audit, FindsPiecesWhoseEndIsBeyond64Bits) {
+  constexpr uint64_t kHalf = uint64_t{1} << 63;
+  Piece far = RowMajor({3});
+  far.offset = UINT64_MAX - 1;
+  for (const Piece& piece : {far, PieceOf({3}, {{3, kHalf, 0}}), PieceOf({3}, {{1, 0, kHalf}}),
+                             PieceOf({3}, {{3, kHalf / 2, 0}}), PieceOf({3}, {{3, UINT64_MAX, 0}})}) {
+    EXPECT_THAT(Audit(PlanOf({3}, piece, 6)), Contains("the part: a target piece lies beyond the end of its file"));
+    Plan plan = PlanOf({3}, RowMajor({3}), 6);
+    plan.parts[0].sources = {piece};
+    EXPECT_THAT(Audit(plan), ElementsAre("the part: a source piece lies beyond the end of its file"));
+  }
+}
+
+TEST(Audit, DoesNotTakeApartWhatCannotFit) {
+  const uint64_t many = uint64_t{1} << 40;
+  Plan plan = PlanOf({many, many}, PieceOf({many, many}, {{many, 0, 0}, {many, 0, 0}}), 2);
+  EXPECT_THAT(Audit(plan), Contains("the part: a target piece is larger than its file"));
+}
+
+TEST(Audit, WantsOneDtypeForAllSourcesOfAPart) {
+  Plan plan = PlanOf({4}, RowMajor({4}), 8);
+  plan.parts[0].sources.push_back(RowMajor({4}));
+  EXPECT_THAT(Audit(plan), IsEmpty());  // the same twice: compared when they are read
+  plan.parts[0].sources[1].dtype = Dtype::kF16;
+  EXPECT_THAT(Audit(plan), ElementsAre("the part: sources of BF16 and of F16"));
+  plan.parts[0].sources = {RowMajor({4})};
+  plan.parts[0].targets[0].dtype = Dtype::kF16;  // a cast
+  EXPECT_THAT(Audit(plan), IsEmpty());
+}
+
+TEST(Audit, LooksAtEveryNumberOfAPiece) {
+  for (auto side : {&Part::sources, &Part::targets}) {
+    auto problems = [&](auto damage) {
+      Plan plan = PlanOf({4}, RowMajor({4}), 8);
+      damage((plan.parts[0].*side)[0]);
+      return Audit(plan);
+    };
+    EXPECT_THAT(problems([](Piece& piece) { piece.tensor = 1; }), Contains(HasSubstr("piece of no tensor")));
+    EXPECT_THAT(problems([](Piece& piece) { piece.file = 1; }), Contains(HasSubstr("piece in no file")));
+    EXPECT_THAT(problems([](Piece& piece) { piece.axes[0].block = 0; }), Contains(HasSubstr("blocks of 0")));
+    EXPECT_THAT(problems([](Piece& piece) { piece.dtype = Dtype::kF4; }), Contains(HasSubstr("less than a byte")));
+    EXPECT_THAT(problems([](Piece& piece) { piece.box = WholeBox({2, 2}); }), Contains(HasSubstr("lies outside")));
+  }
+}
+
+}  // namespace
+}  // namespace reshard

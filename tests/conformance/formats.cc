@@ -1,0 +1,85 @@
+#include "tests/conformance/formats.h"
+
+#include <algorithm>
+
+#include "base/bytes.h"
+#include "formats/safetensors/safetensors.h"
+#include "formats/zarr2/zarr2.h"
+
+namespace reshard::conformance {
+namespace {
+
+// -- safetensors: a folder of one file --------------------------------------------------------------------------------
+
+constexpr const char* kSafetensors = "model.safetensors";
+
+std::vector<FileLayout> LayOutSafetensors(std::vector<StoredTensor>& tensors) {
+  std::vector<StoredTensor*> pointers;
+  for (StoredTensor& tensor : tensors) pointers.push_back(&tensor);
+  return {safetensors::LayOut(kSafetensors, pointers, 0)};
+}
+
+Opened OpenSafetensors(Io& io, const std::string& folder) {
+  const std::string path = JoinPath(folder, kSafetensors);
+  return {safetensors::ReadFile(io, path, 0, kGiB), {path}};
+}
+
+std::vector<Dtype> AllDtypes() {
+  std::vector<Dtype> dtypes;
+  for (const DtypeRow& row : Dtypes()) dtypes.push_back(row.dtype);
+  return dtypes;
+}
+
+// -- zarr2: a folder of arrays, each named by its path ----------------------------------------------------------------
+
+// About two chunks along every axis, so that those at the edge are cut where an extent is odd.
+Dims HalfOf(const Dims& shape) {
+  Dims grid = shape;
+  for (size_t axis = 0; axis < shape.size(); ++axis) grid[axis] = std::max<uint64_t>(CeilDiv(shape[axis], 2), 1);
+  return grid;
+}
+
+std::vector<FileLayout> LayOutZarr2(std::vector<StoredTensor>& tensors) {
+  std::vector<FileLayout> files;
+  for (StoredTensor& tensor : tensors) zarr2::LayOut(tensor.name, HalfOf(tensor.shape), tensor, files);
+  return files;
+}
+
+void OpenArrays(Io& io, const std::string& folder, const std::string& name, std::vector<zarr2::ChunkFile>& files,
+                std::vector<StoredTensor>& tensors) {
+  if (name.ends_with("_extra_state")) return;  // objects that megatron-core keeps among its arrays
+  const std::string path = JoinPath(folder, name);
+  const std::vector<std::string> entries = io.List(path);
+  if (std::find(entries.begin(), entries.end(), ".zarray") != entries.end())
+    tensors.push_back(zarr2::ReadArray(io, path, name, files));
+  for (const std::string& entry : entries)
+    if (io.Stat(JoinPath(path, entry))->type == FileInfo::Type::kDirectory)
+      OpenArrays(io, folder, JoinPath(name, entry), files, tensors);
+}
+
+Opened OpenZarr2(Io& io, const std::string& folder) {
+  std::vector<zarr2::ChunkFile> files;
+  Opened opened;
+  OpenArrays(io, folder, "", files, opened.tensors);
+  for (const zarr2::ChunkFile& file : files) opened.files.push_back(file.path);
+  return opened;
+}
+
+}  // namespace
+
+std::span<const Format> Formats() {
+  static const Format kFormats[] = {
+      {"safetensors", AllDtypes(), true, LayOutSafetensors, OpenSafetensors, "tied-shared-fp32-zarr/hf",
+       "model.norm.weight"},
+      {"zarr2",
+       {Dtype::kF16, Dtype::kBF16, Dtype::kF32},
+       false,
+       LayOutZarr2,
+       OpenZarr2,
+       "tied-shared-fp32-zarr/nemo/model_weights",
+       "model.decoder.final_layernorm.weight"},
+  };
+  return kFormats;
+}
+
+}  // namespace reshard::conformance
