@@ -252,6 +252,8 @@ class Reference {
   void Fill(uint32_t row) {
     const PartRow& table = *rows_[row].row;
     if (table.role == "head" && !rank_.stores_head) return;
+    const bool first_stage = rank_.layers.begin == 0, last_stage = rank_.layers.end == model_.layers.size();
+    if (table.scope == kGlobal && !(table.role == "embed" ? first_stage : last_stage)) return;
     if (table.scope == kGlobal) return FillPart({row, -1, -1});
     for (uint64_t layer = rank_.layers.begin; layer < rank_.layers.end; ++layer) {
       if (!(table.on & static_cast<LayerKinds>(model_.layers[layer]))) continue;
@@ -503,7 +505,8 @@ void CheckStorage(Random& random, const Model& model, const Rank& rank, const st
 
 std::vector<const Layout*> Choose(const Model& model, const Rank& rank, Layouts Block::*layouts,
                                   const std::set<std::string>& absent = {}) {
-  return ChooseLayouts(model, rank, layouts, "toy", [&](const std::string& name) { return !absent.count(name); });
+  return ChooseLayouts(model, {rank}, layouts, "toy",
+                       [&](const TensorSpec& spec) { return !absent.count(spec.name); });
 }
 
 void CheckRandomModels(LayerRule rule, Layouts Block::*layouts, bool stacks_layers) {

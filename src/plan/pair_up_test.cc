@@ -57,10 +57,10 @@ Checkpoint CheckpointOf(const Kind& kind, const Model& model, bool stores_head =
   checkpoint.folder = "the_folder";
   checkpoint.kind = kind.name;
   checkpoint.model = model;
-  checkpoint.rank = {{0, model.sizes['L']}, {0, 0}, model.sizes['V'], stores_head, nemo};
-  checkpoint.layouts = ChooseLayouts(model, checkpoint.rank, kind.layouts, kind.name, [](auto&) { return true; });
+  checkpoint.ranks = {{{0, model.sizes['L']}, {0, 0}, model.sizes['V'], stores_head, nemo}};
+  checkpoint.layouts = ChooseLayouts(model, checkpoint.ranks, kind.layouts, kind.name, [](auto&) { return true; });
   uint32_t files = 0;
-  for (const TensorSpec& spec : TensorsOf(model, checkpoint.rank, checkpoint.layouts)) {
+  for (const TensorSpec& spec : TensorsOf(model, checkpoint.ranks, checkpoint.layouts)) {
     StoredTensor tensor{spec.name, dtype, spec.shape, {}, ChunksOf(spec.shape, nemo, files)};
     if (nemo) (tensor.grid = spec.shape)[0] = 1;
     files += static_cast<uint32_t>(tensor.chunks.size());
