@@ -1,0 +1,66 @@
+// Value ops: arithmetic on the rows of a matrix that makes other tensors of it. Sources: docs/formats/trtllm.md.
+//
+// Rows are output channels, columns input features. Each op takes whole rows, some at a time (its tile), and gives for
+// them, output by output, consecutive bytes of tensors whose first axis is the rows':
+//
+//   weight-only int8, int4   [0] I8 [rows, columns * bits / 8], laid out for a class of GPUs; [1] scales [rows]
+//   scales only              [0] the rows, cast; [1] the scales of int8 [rows]
+//   FP8 row-wise             [0] F8_E4M3 [rows, columns]; [1] scales F32 [rows]
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "tensor/dims.h"
+#include "tensor/dtype.h"
+
+namespace reshard {
+
+// How mixed-precision GEMM kernels want quantised weights: sm70 to 74, sm75 to 89, sm90.
+enum class GemmLayout : uint8_t { kBiased, kInterleaved, kPlain };
+std::optional<GemmLayout> GemmLayoutOf(unsigned sm);
+
+struct ValueOp {
+  enum class Kind : uint8_t { kInt8, kInt4, kInt8Scales, kFp8Rows };
+  Kind kind = Kind::kInt8;
+  GemmLayout layout = GemmLayout::kPlain;
+  Dtype dtype =
+      Dtype::kBF16;  // of the model: rows are cast to it before anything else; also of the scales of int8, int4
+
+  friend bool operator==(const ValueOp&, const ValueOp&) = default;
+};
+
+constexpr size_t kValueOutputs = 2;
+
+struct ValueOutput {
+  Dims shape;
+  Dtype dtype = Dtype::kI8;
+};
+std::array<ValueOutput, kValueOutputs> OutputsOf(const ValueOp& op, uint64_t rows, uint64_t columns);
+
+// Rows that must be done together, from a multiple of it on.
+uint64_t TileRows(const ValueOp& op);
+
+// Why a matrix of all `rows` and `columns` cannot be done, with the number found and what is expected of it; empty
+// where it can.
+std::string WhyNot(const ValueOp& op, uint64_t rows, uint64_t columns);
+
+// The layout of weight-only int8 and int4 alone: `values`, rows by columns, are quantised already.
+void Pack(const ValueOp& op, const int8_t* values, uint64_t rows, uint64_t columns, std::byte* out);
+
+// What the op could not do to the rows.
+struct ValueReport {
+  uint64_t overflows = 0;  // finite values that the cast to op.dtype made infinite
+  std::optional<uint64_t>
+      not_a_number;  // the first row with a value that has no quantised one: NaN, or infinity in int8
+};
+
+// Does `rows` rows (a multiple of TileRows, or up to the last) of `columns` elements at `source`, and fills the
+// outputs. Throws nothing and allocates nothing; any number of threads at once.
+ValueReport Apply(const ValueOp& op, Dtype from, const std::byte* source, uint64_t rows, uint64_t columns,
+                  const std::array<std::byte*, kValueOutputs>& outputs);
+
+}  // namespace reshard
