@@ -192,6 +192,18 @@ const std::vector<OptionRow>& Table() {
               [](Options& o, const std::string& v) {
                 o.weight_only_precision = OneOf("--weight_only_precision", v, {"int8", "int4"});
               })},
+      {"--sm", "70..90", kConvert,
+       "trtllm: the GPU architecture that --use_weight_only lays\nweights out for; by default trtllm-build does it",
+       Trtllm("--sm",
+              [](Options& o, const std::string& v) {
+                OneOf("--sm", v, {"70", "75", "80", "86", "89", "90"});
+                o.convert.trtllm.sm = static_cast<unsigned>(std::stoul(v));
+              })},
+      {"--disable_weight_only_quant_plugin", "", kConvert, "trtllm: int8 weights for kernels other than the plugin's",
+       Trtllm("--disable_weight_only_quant_plugin",
+              [](Options& o, const std::string&) { o.convert.trtllm.disable_weight_only_quant_plugin = true; })},
+      {"--use_fp8_rowwise", "", kConvert, "trtllm: FP8 weights with a scale a row",
+       Trtllm("--use_fp8_rowwise", [](Options& o, const std::string&) { o.use_fp8_rowwise = true; })},
       {"--fp8_kv_cache", "", kConvert, "trtllm: an FP8 cache of keys and values",
        Trtllm("--fp8_kv_cache", [](Options& o, const std::string&) { o.convert.trtllm.fp8_kv_cache = true; })},
       {"--checkpoint_only", "", kConvert, "trtllm: stop before trtllm-build, the checkpoint in OUT",
@@ -297,6 +309,16 @@ void SettleTrtllm(Options& options) {
   }
   if (!options.weight_only_precision.empty() && !options.use_weight_only)
     throw Usage("--weight_only_precision is given without --use_weight_only, expected both");
+  const TrtllmTarget& target = options.convert.trtllm;
+  if (options.use_weight_only && options.use_fp8_rowwise)
+    throw Usage("--use_weight_only and --use_fp8_rowwise are given, expected one of them");
+  if (target.sm && !options.use_weight_only) throw Usage("--sm is given without --use_weight_only, expected both");
+  if (target.disable_weight_only_quant_plugin && options.weight_only_precision == "int4")
+    throw Usage("--disable_weight_only_quant_plugin is given with int4, expected int8: there are no other kernels");
+  const bool quantises = options.use_fp8_rowwise || target.sm;
+  if (quantises && options.convert.verify)
+    throw Usage("--verify compares plain weights, expected it without --use_fp8_rowwise and --sm");
+  if (options.use_fp8_rowwise) options.convert.trtllm.quantisation = "fp8_rowwise";
   if (options.use_weight_only)
     options.convert.trtllm.quantisation =
         options.weight_only_precision.empty() ? "int8" : options.weight_only_precision;

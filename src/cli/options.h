@@ -15,7 +15,7 @@ struct Options {
   std::string log_format = "text";
   std::vector<std::string> trtllm;  // options given that mean something for a trtllm target only
   std::string tp_by, pp_by;         // the options that gave the sizes
-  bool use_weight_only = false, checkpoint_only = false;
+  bool use_weight_only = false, use_fp8_rowwise = false, checkpoint_only = false;
   std::string weight_only_precision;
   std::vector<std::string> notes;  // options that were accepted and change nothing, a line each
 };

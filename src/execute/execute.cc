@@ -1,6 +1,9 @@
 #include "execute/execute.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <map>
 #include <memory>
@@ -28,6 +31,18 @@ void AddFolders(const std::string& path, std::set<std::string>& folders) {
 
 bool AnySourcesOverlap(const std::vector<Part>& parts) {
   return std::any_of(parts.begin(), parts.end(), SourcesOverlap);
+}
+
+bool HasValues(const Plan& plan) {
+  return std::any_of(plan.parts.begin(), plan.parts.end(), [](const Part& part) { return part.value.has_value(); });
+}
+
+// Bytes of a dense buffer: those asked for, but at least the largest tile of a value op.
+uint64_t DenseBytes(const Plan& plan, uint64_t asked) {
+  uint64_t bytes = std::min(asked, kMaxOpBytes);
+  for (const Part& part : plan.parts)
+    if (part.value) bytes = std::max(bytes, TileRows(*part.value) * DomainOf(part).shape[1] * WidestItem(part));
+  return bytes;
 }
 
 class Execution {
@@ -68,9 +83,10 @@ class Execution::Worker {
   Worker(Execution& execution, Turn& turn)
       : execution_(execution),
         turn_(turn),
-        dense_size_(std::min(execution.options_.dense_buffer, kMaxOpBytes)),
+        dense_size_(DenseBytes(execution.plan_, execution.options_.dense_buffer)),
         dense_(dense_size_),
         second_(execution.overlapping_ ? Buffer(dense_size_) : Buffer()),
+        outputs_(HasValues(execution.plan_) ? Buffer(kValueOutputs * dense_size_) : Buffer()),
         bounce_(kIoBuffer),
         reader_({execution.files_, 0, execution.options_.drop_source_cache, bounce_.data()},
                 {execution.plan_.sources, &execution.plan_.source_tensors}, second_.data()) {}
@@ -82,14 +98,15 @@ class Execution::Worker {
  private:
   void Move(const Op& op);
   uint64_t Write(const Part& part, const Piece& target, const Box& common, const Box& step);
-  uint64_t WriteWindows(const Piece& target, Dtype from, const RunCursor& runs);
+  uint64_t WriteValues(const Part& part, const Box& step);
+  uint64_t WriteWindows(const Piece& target, Dtype from, const std::byte* dense, const RunCursor& runs);
   bool Repeats(const Part& part, const Piece& target) const;
   void Complete(size_t file, uint64_t bytes);
 
   Execution& execution_;
   Turn& turn_;
   const uint64_t dense_size_;
-  Buffer dense_, second_, bounce_;
+  Buffer dense_, second_, outputs_, bounce_;
   SourceReader reader_;
   uint64_t overflows_ = 0;  // of the op in work
 };
@@ -104,6 +121,10 @@ void Execution::Worker::Move(const Op& op) {
   for (Box step; steps.Next(step);) {
     turn_.Check();
     read += reader_.Read(part, step, dense_.data());
+    if (part.value) {
+      written += WriteValues(part, step);
+      continue;
+    }
     for (const Piece& target : part.targets)
       if (std::optional<Box> common = Intersect(target.box, step)) written += Write(part, target, *common, step);
   }
@@ -120,23 +141,50 @@ void Execution::Worker::Move(const Op& op) {
 uint64_t Execution::Worker::Write(const Part& part, const Piece& target, const Box& common, const Box& step) {
   // Zeros are zeros in every dtype.
   const Dtype from = part.sources.empty() ? target.dtype : part.sources[0].dtype;
-  const uint64_t overflows = WriteWindows(target, from, RunCursor(target, common, step));
+  const uint64_t overflows = WriteWindows(target, from, dense_.data(), RunCursor(target, common, step));
   if (overflows > 0 && !Repeats(part, target)) overflows_ += overflows;
   const uint64_t bytes = ElementCount(common.shape) * ItemSize(target.dtype);
   Complete(target.file, bytes);
   return bytes;
 }
 
+// What the part's value op makes of the rows of the step. Returns the bytes written.
+uint64_t Execution::Worker::WriteValues(const Part& part, const Box& step) {
+  const uint64_t rows = step.shape[0], columns = step.shape[1];
+  const auto outputs = OutputsOf(*part.value, rows, columns);
+  const std::array<std::byte*, kValueOutputs> dense = {outputs_.data(), outputs_.data() + dense_size_};
+  const ValueReport done = Apply(*part.value, part.sources[0].dtype, dense_.data(), rows, columns, dense);
+  overflows_ += done.overflows;
+  if (done.not_a_number)
+    throw Error(Code::kMismatch, fmt::format("row {} of '{}' has NaN or infinity, expected finite values to quantise",
+                                             step.origin[0] + *done.not_a_number, part.name))
+        .At("reading", execution_.plan_.sources[part.sources[0].file].relative)
+        .Tensor(execution_.plan_.source_tensors[part.sources[0].tensor]);
+  uint64_t written = 0;
+  for (const Piece& target : part.targets) {
+    Box box = WholeBox(outputs[target.output].shape);
+    box.origin[0] = step.origin[0] - DomainOf(part).origin[0];
+    std::optional<Box> common = Intersect(target.box, box);
+    if (!common) continue;
+    WriteWindows(target, target.dtype, dense[target.output], RunCursor(target, *common, box));
+    const uint64_t bytes = ElementCount(common->shape) * ItemSize(target.dtype);
+    Complete(target.file, bytes);
+    written += bytes;
+  }
+  return written;
+}
+
 // Returns how many finite values became infinite.
-uint64_t Execution::Worker::WriteWindows(const Piece& target, Dtype from, const RunCursor& runs) {
+uint64_t Execution::Worker::WriteWindows(const Piece& target, Dtype from, const std::byte* dense,
+                                         const RunCursor& runs) {
   const uint64_t item = ItemSize(target.dtype), from_item = ItemSize(from);
   std::shared_ptr<File> file = execution_.files_.Get(execution_.plan_.sources.size() + target.file);
   uint64_t overflows = 0;
   for (WindowCursor window(runs, kIoBuffer / item); window.Next();) {
-    const std::byte* bytes = dense_.data() + window.dense() * item;
+    const std::byte* bytes = dense + window.dense() * item;
     if (from != target.dtype || !window.single()) {
       window.ForEachRun([&](const ElementRun& run) {
-        overflows += Cast(from, target.dtype, dense_.data() + run.dense * from_item,
+        overflows += Cast(from, target.dtype, dense + run.dense * from_item,
                           bounce_.data() + (run.file - window.file()) * item, run.length);
       });
       bytes = bounce_.data();
@@ -258,7 +306,8 @@ ExecuteReport Execute(const Plan& plan, const std::string& staging, Io& io, cons
 }
 
 uint64_t WorkerBytes(const Plan& plan, uint64_t dense_buffer) {
-  return std::min(dense_buffer, kMaxOpBytes) * (AnySourcesOverlap(plan.parts) ? 2 : 1) + kIoBuffer;
+  const uint64_t buffers = 1 + (AnySourcesOverlap(plan.parts) ? 1 : 0) + (HasValues(plan) ? kValueOutputs : 0);
+  return DenseBytes(plan, dense_buffer) * buffers + kIoBuffer;
 }
 
 }  // namespace reshard

@@ -29,6 +29,7 @@ Buffer::Buffer(uint64_t size) : memory_(static_cast<std::byte*>(std::aligned_all
 }
 
 uint64_t StepElements(const Part& part, uint64_t bytes) {
+  if (part.value) return RowsWithin(part, bytes) * DomainOf(part).shape[1];
   return bytes / (part.sources.empty() ? WidestItem(part) : ItemSize(part.sources[0].dtype));
 }
 
@@ -54,6 +55,7 @@ void CheckPart(const Part& part) {
     if (piece.dtype != from)
       throw Error(Code::kInternal,
                   fmt::format("the plan has '{}' as {} and as {}", part.name, Row(from).name, Row(piece.dtype).name));
+  if (part.value) return;
   for (const Piece& piece : part.targets)
     if (piece.dtype != from && !(IsCastable(piece.dtype) && IsCastable(from)))
       throw Error(Code::kUnsupported, fmt::format("'{}' would have to be cast from {} to {}", part.name, Row(from).name,

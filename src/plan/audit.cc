@@ -148,15 +148,38 @@ struct Files {
   const char* side;
   std::vector<uint64_t> sizes;
   size_t tensors;
+  bool of_outputs;  // whether pieces are of what value ops make, where a part has one
 };
+
+// What a piece's box is of.
+ValueOutput WholeOf(const Piece& piece, const Part& part, const Files& files) {
+  if (!part.value || !files.of_outputs) return {part.shape, piece.dtype};
+  const Dims shape = DomainOf(part).shape;
+  return OutputsOf(*part.value, shape[0], shape[1])[piece.output];
+}
+
+// A value op takes the rows of a matrix whole, from a multiple of its tile on.
+std::string ProblemOfValue(const Part& part) {
+  if (part.domain &&
+      !(part.domain->shape.size() == part.shape.size() && Intersect(*part.domain, WholeBox(part.shape)) == part.domain))
+    return "its domain lies outside of it";
+  if (!part.value) return "";
+  if (part.shape.size() != 2 || part.sources.empty()) return "a value op of no matrix";
+  for (const Piece& piece : part.targets)
+    if (piece.output >= kValueOutputs) return fmt::format("output {} of a value op", piece.output);
+  return "";
+}
 
 // What is wrong with a piece by itself; empty where nothing is. A box that leaves its part, wholly or in part, is one
 // that no op meets.
 std::string ProblemOf(const Piece& piece, const Part& part, const Files& files) {
   const Box& box = piece.box;
-  if (box.shape.size() != part.shape.size() || !(Intersect(box, WholeBox(part.shape)) == box))
+  const ValueOutput whole = WholeOf(piece, part, files);
+  if (box.shape.size() != whole.shape.size() || !(Intersect(box, WholeBox(whole.shape)) == box))
     return fmt::format("{} from {} on lies outside of {}", ToString(box.shape), ToString(box.origin),
-                       ToString(part.shape));
+                       ToString(whole.shape));
+  if (piece.dtype != whole.dtype)
+    return fmt::format("{}, and the value op gives {}", Row(piece.dtype).name, Row(whole.dtype).name);
   for (size_t axis = 0; axis < box.shape.size(); ++axis)
     if (piece.axes[axis].block == 0) return fmt::format("blocks of 0 along axis {}", axis);
   if (ItemSize(piece.dtype) == 0) return fmt::format("elements of {}, less than a byte", Row(piece.dtype).name);
@@ -195,11 +218,16 @@ void CheckDtypes(const Part& part, std::vector<std::string>& problems) {
 
 std::vector<std::string> Audit(const Plan& plan) {
   std::vector<std::string> problems;
-  Files sources{"source", {}, plan.source_tensors.size()}, targets{"target", {}, plan.target_tensors.size()};
+  Files sources{"source", {}, plan.source_tensors.size(), false};
+  Files targets{"target", {}, plan.target_tensors.size(), true};
   for (const SourceFile& file : plan.sources) sources.sizes.push_back(file.size);
   for (const FileLayout& file : plan.files) targets.sizes.push_back(file.size);
   std::vector<std::vector<const Piece*>> by_file(plan.files.size());
   for (const Part& part : plan.parts) {
+    if (std::string problem = ProblemOfValue(part); !problem.empty()) {
+      problems.push_back(fmt::format("{}: {}", part.name, problem));
+      continue;
+    }
     CheckSources(part, problems);
     CheckDtypes(part, problems);
     Sound(part, part.sources, sources, problems);

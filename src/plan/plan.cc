@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "base/bytes.h"
+
 namespace reshard {
 namespace {
 
@@ -12,14 +14,20 @@ struct Grid {
 };
 
 Grid GridOf(const Part& part) {
-  Grid grid{part.shape, 1};
+  const Dims shape = DomainOf(part).shape;
+  Grid grid{shape, 1};
+  if (part.value) {
+    grid.step[0] = std::min(shape[0], RowsWithin(part, kMaxOpBytes));
+    grid.count = CeilDiv(shape[0], grid.step[0]);
+    return grid;
+  }
   uint64_t limit = kMaxOpBytes / WidestItem(part);  // elements
-  for (size_t axis = 0; axis < part.shape.size(); ++axis) {
+  for (size_t axis = 0; axis < shape.size(); ++axis) {
     uint64_t rest = std::max<uint64_t>(ElementCount(grid.step) / std::max<uint64_t>(grid.step[axis], 1), 1);
     grid.step[axis] = std::min(grid.step[axis], std::max<uint64_t>(limit / rest, 1));
   }
-  for (size_t axis = 0; axis < part.shape.size(); ++axis)
-    grid.count *= grid.step[axis] ? (part.shape[axis] + grid.step[axis] - 1) / grid.step[axis] : 0;
+  for (size_t axis = 0; axis < shape.size(); ++axis)
+    grid.count *= grid.step[axis] ? CeilDiv(shape[axis], grid.step[axis]) : 0;
   return grid;
 }
 
@@ -31,17 +39,27 @@ bool OpCursor::Next(Op& op) {
     Grid grid = GridOf(part);
     if (index_ >= grid.count) continue;
     op.part = static_cast<uint32_t>(part_);
-    op.box = WholeBox(part.shape);
+    const Box domain = DomainOf(part);
+    op.box = domain;
     uint64_t rest = index_++;
-    for (size_t axis = part.shape.size(); axis-- > 0;) {
-      uint64_t cells = (part.shape[axis] + grid.step[axis] - 1) / grid.step[axis];
-      op.box.origin[axis] = rest % cells * grid.step[axis];
-      op.box.shape[axis] = std::min(grid.step[axis], part.shape[axis] - op.box.origin[axis]);
+    for (size_t axis = domain.shape.size(); axis-- > 0;) {
+      const uint64_t cells = CeilDiv(domain.shape[axis], grid.step[axis]);
+      const uint64_t begin = rest % cells * grid.step[axis];
+      op.box.origin[axis] += begin;
+      op.box.shape[axis] = std::min(grid.step[axis], domain.shape[axis] - begin);
       rest /= cells;
     }
     return true;
   }
   return false;
+}
+
+Box DomainOf(const Part& part) { return part.domain ? *part.domain : WholeBox(part.shape); }
+
+uint64_t RowsWithin(const Part& part, uint64_t bytes) {
+  const uint64_t columns = DomainOf(part).shape[1], tile = TileRows(*part.value);
+  const uint64_t row = columns * WidestItem(part);
+  return std::max<uint64_t>(bytes / std::max<uint64_t>(row, 1) / tile, 1) * tile;
 }
 
 uint32_t WidestItem(const Part& part) {

@@ -9,11 +9,13 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "archive/layout.h"
 #include "tensor/box.h"
+#include "tensor/value_op.h"
 
 namespace reshard {
 
@@ -35,14 +37,19 @@ struct Piece {
   uint32_t tensor = 0;  // of Plan::source_tensors or Plan::target_tensors: for messages
   uint64_t offset = 0;  // bytes
   Dtype dtype = Dtype::kF32;
+  uint8_t output = 0;  // of the part's value op: then the box is of that output
 };
 
 struct Part {
   std::string name;  // "q, layer 3"
   Dims shape;
-  std::vector<Piece> sources;  // all of one dtype; none: the part is zeros. Where two overlap they must be equal
-  std::vector<Piece> targets;  // disjoint in their files; may repeat boxes of the part
+  std::vector<Piece> sources;         // all of one dtype; none: the part is zeros. Where two overlap they must be equal
+  std::vector<Piece> targets;         // disjoint in their files; may repeat boxes of the part
+  std::optional<Box> domain = {};     // what of the part is moved; nothing: all of it
+  std::optional<ValueOp> value = {};  // makes of the domain, a matrix, the outputs that the targets take
 };
+
+Box DomainOf(const Part& part);
 
 struct SourceFile {
   std::string path;      // as to be opened
@@ -82,5 +89,9 @@ class OpCursor {
 
 // The most bytes that an element of the part takes on either side.
 uint32_t WidestItem(const Part& part);
+
+// The rows of a value part's domain, a multiple of its op's tile, of which sources and outputs have at most `bytes`
+// each; at least one tile.
+uint64_t RowsWithin(const Part& part, uint64_t bytes);
 
 }  // namespace reshard

@@ -94,8 +94,8 @@ class Hasher {
     hash_.Update(text);
   }
   void Add(const Piece& piece) {
-    for (uint64_t value :
-         {uint64_t{piece.file}, uint64_t{piece.tensor}, piece.offset, static_cast<uint64_t>(piece.dtype)})
+    for (uint64_t value : {uint64_t{piece.file}, uint64_t{piece.tensor}, piece.offset,
+                           static_cast<uint64_t>(piece.dtype), uint64_t{piece.output}})
       Add(value);
     for (size_t axis = 0; axis < piece.box.shape.size(); ++axis)
       for (uint64_t value : {piece.box.origin[axis], piece.box.shape[axis], piece.axes[axis].block,
@@ -128,7 +128,7 @@ class Planner {
     Throw();
     LaidOut laid_out = kind_.lay_out(io_, source_, model_, options_, specs_, tensors_);
     AddCopies(laid_out);
-    AddParts();
+    AddParts(laid_out);
     Throw();
     Finish(laid_out);
     return std::move(planned_);
@@ -230,12 +230,53 @@ class Planner {
     return static_cast<uint32_t>(names.size() - 1);
   }
 
-  void AddParts() {
+  // The tensors that value ops make: a part for every box of a part that goes into one of them.
+  void AddDerived(const LaidOut& laid_out) {
+    const uint32_t target_shift = static_cast<uint32_t>(planned_.plan.target_tensors.size());
+    const uint32_t source_shift = static_cast<uint32_t>(planned_.plan.source_tensors.size());
+    for (const DerivedTensor& derived : laid_out.derived) {
+      for (const View& view : specs_[derived.spec].views) {
+        Part part{fmt::format("{} of {}", PartName(have_.rows, view.part), names_[derived.spec]),
+                  have_.rows[view.part.row].shape,
+                  Have(view.part),
+                  {},
+                  view.box,
+                  derived.op};
+        for (Piece& piece : part.sources) piece.tensor += source_shift;
+        for (uint8_t output = 0; output < kValueOutputs; ++output) {
+          Piece piece = OutputPiece(derived.outputs[output], output, view);
+          piece.tensor = target_shift + static_cast<uint32_t>(derived.spec);
+          piece.file += file_shift_;
+          part.targets.push_back(piece);
+        }
+        derived_.insert(view.part);
+        planned_.plan.parts.push_back(std::move(part));
+      }
+    }
+  }
+
+  // The rows of an output that a view makes.
+  static Piece OutputPiece(const StoredTensor& stored, uint8_t output, const View& view) {
+    const Chunk& chunk = stored.chunks[0];
+    Piece piece;
+    piece.output = output;
+    piece.dtype = stored.dtype;
+    piece.file = chunk.file;
+    piece.offset = chunk.offset + view.origin[0] * chunk.strides[0] * ItemSize(stored.dtype);
+    piece.box = WholeBox(chunk.box.shape);
+    piece.box.shape[0] = view.box.shape[0];
+    for (size_t axis = 0; axis < piece.box.shape.size(); ++axis)
+      piece.axes[axis] = {std::max<uint64_t>(piece.box.shape[axis], 1), chunk.strides[axis], 0};
+    return piece;
+  }
+
+  void AddParts(const LaidOut& laid_out) {
     std::vector<const StoredTensor*> tensors;
     for (StoredTensor& tensor : tensors_) {
       for (Chunk& chunk : tensor.chunks) chunk.file += file_shift_;
       tensors.push_back(&tensor);
     }
+    AddDerived(laid_out);
     Pieces want = PiecesOf(model_, have_.rows, specs_, tensors);
     uint32_t source_shift = static_cast<uint32_t>(planned_.plan.source_tensors.size());
     uint32_t target_shift = static_cast<uint32_t>(planned_.plan.target_tensors.size());
@@ -249,10 +290,11 @@ class Planner {
       planned_.plan.parts.push_back(std::move(part));
     }
     for (const auto& [key, pieces] : have_.pieces)
-      if (!pieces.empty() && !want.count(key))
+      if (!pieces.empty() && !want.count(key) && !derived_.count(key))
         problems_.push_back(
             fmt::format("{}: a {} checkpoint has no place for it", PartName(have_.rows, key), kind_.name));
-    for (size_t i = 0; i < specs_.size(); ++i) AddPadding(i, target_shift);
+    for (size_t i = 0; i < specs_.size(); ++i)
+      if (!tensors_[i].chunks.empty()) AddPadding(i, target_shift);
   }
 
   void AddPadding(size_t i, uint32_t target_shift) {
@@ -318,8 +360,12 @@ class Planner {
     }
     for (const auto* names : {&plan.source_tensors, &plan.target_tensors})
       for (const std::string& name : *names) hash.Add(name);
-    for (const Part& part : plan.parts)
+    for (const Part& part : plan.parts) {
       for (const Piece& piece : part.targets) hash.Add(piece);
+      if (part.value)
+        for (uint64_t value : {static_cast<uint64_t>(part.value->kind), static_cast<uint64_t>(part.value->layout)})
+          hash.Add(value);
+    }
     return Hex(hash.Digest());
   }
 
@@ -333,6 +379,7 @@ class Planner {
   std::vector<std::string> names_;  // of the specs, for messages
   std::vector<StoredTensor> tensors_;
   uint32_t file_shift_ = 0;
+  std::set<PartKey> derived_;  // parts that go into derived tensors
   Planned planned_;
   std::vector<std::string> problems_;
 };
@@ -434,7 +481,9 @@ PlanTotals TotalsOf(const Plan& plan) {
   Op op;
   for (OpCursor cursor(plan.parts); cursor.Next(op);) ++totals.ops;
   for (const Part& part : plan.parts)
-    for (const Piece& piece : part.sources) totals.bytes_read += ElementCount(piece.box.shape) * ItemSize(piece.dtype);
+    for (const Piece& piece : part.sources)
+      if (auto moved = Intersect(piece.box, DomainOf(part)))
+        totals.bytes_read += ElementCount(moved->shape) * ItemSize(piece.dtype);
   for (const FileLayout& file : plan.files) totals.bytes_written += file.size;
   return totals;
 }

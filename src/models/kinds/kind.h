@@ -2,6 +2,7 @@
 // model; the names and packings of tensors are columns of the family tables.
 #pragma once
 
+#include <array>
 #include <optional>
 #include <span>
 #include <string>
@@ -11,6 +12,7 @@
 #include "base/io.h"
 #include "models/model.h"
 #include "models/storage.h"
+#include "tensor/value_op.h"
 
 namespace reshard {
 
@@ -70,9 +72,18 @@ struct TargetOptions {
   TrtllmOptions trtllm;
 };
 
+// A tensor of the model that a target stores as what a value op makes of its rows. A part of it lies in consecutive
+// rows.
+struct DerivedTensor {
+  size_t spec = 0;  // its index; the tensor of that index then has no chunks
+  ValueOp op;
+  std::array<StoredTensor, kValueOutputs> outputs;  // one chunk each, axis 0 the rows; shapes are those of OutputsOf
+};
+
 // A target before its data: files in the order of publication, chunks counting files.
 struct LaidOut {
   std::vector<FileLayout> files;
+  std::vector<DerivedTensor> derived;
   std::vector<FileCopy> copies;   // whole files of the source or the template, published before `files`
   std::vector<std::string> left;  // side files of the source that stay behind
   std::vector<std::string> notes;

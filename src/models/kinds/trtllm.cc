@@ -2,8 +2,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <charconv>
+#include <cstring>
 #include <optional>
+#include <span>
 
 #include "base/bytes.h"
 #include "base/error.h"
@@ -181,22 +184,173 @@ std::vector<Rank> RanksOf(const Model& model, const Checkpoint& source, const Ta
   return TrtllmRanks(model, options.trtllm, source.config_path);
 }
 
-// A scale of 1 for the key and value cache of each of the rank's layers, which the builder expects with an FP8 cache.
-std::vector<StoredTensor> KvScales(uint64_t layers) {
-  std::vector<StoredTensor> scales;
-  for (uint64_t layer = 0; layer < layers; ++layer)
-    scales.push_back({fmt::format("transformer.layers.{}.{}", layer, kKvScale), Dtype::kF32, Dims{1}, {}, {}});
-  return scales;
+// A tensor whose bytes are known.
+struct Constant {
+  StoredTensor tensor;
+  std::string bytes;
+};
+
+Constant Floats(std::string name, std::initializer_list<float> values) {
+  Constant constant{{std::move(name), Dtype::kF32, Dims{values.size()}, {}, {}}, ""};
+  for (float value : values) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    AppendLittle<uint32_t>(constant.bytes, bits);
+  }
+  return constant;
 }
 
-FileLayout LayOutRank(uint32_t rank, std::vector<StoredTensor*> tensors, std::vector<StoredTensor> scales) {
-  for (StoredTensor& scale : scales) tensors.push_back(&scale);
-  FileLayout file = safetensors::LayOut(RankFile(rank), std::move(tensors), rank, safetensors::Metadata::kNone);
-  std::string one;
-  AppendLittle<uint32_t>(one, 0x3f800000);
-  for (const StoredTensor& scale : scales) file.literals.push_back({scale.chunks[0].offset, one});
-  return file;
+// Modules of a layer whose weights a quantisation changes; in the last, inputs are what ranks share out.
+constexpr std::string_view kAttention[] = {"attention.qkv.weight", "attention.dense.weight"};
+constexpr std::string_view kMlp[] = {"mlp.fc.weight", "mlp.gate.weight", "mlp.proj.weight"};
+constexpr std::string_view kByInputs[] = {"attention.dense.weight", "mlp.proj.weight"};
+
+bool EndsWithAny(std::string_view name, std::span<const std::string_view> endings) {
+  return std::any_of(endings.begin(), endings.end(), [&](std::string_view ending) { return name.ends_with(ending); });
 }
+
+// Lays out the files of a target's ranks.
+class TrtllmWriter {
+ public:
+  TrtllmWriter(const Model& model, const TargetOptions& options, const std::vector<TensorSpec>& specs,
+               std::vector<StoredTensor>& tensors, LaidOut& out)
+      : model_(model), cut_(options.trtllm), dtype_(*options.dtype), specs_(specs), tensors_(tensors), out_(out) {}
+
+  void LayOut(const std::string& path) {
+    for (uint32_t rank = 0; rank < cut_.tp * cut_.pp; ++rank) LayOutRank(rank);
+    if (problems_.empty()) return;
+    std::string first = std::move(problems_[0]);
+    problems_.erase(problems_.begin());
+    Error error(Code::kMismatch, std::move(first));
+    throw error.At("quantising the model of", path).Also(std::move(problems_));
+  }
+
+ private:
+  // What a quantised tensor becomes in the file: stored under names and shapes that say nothing of the layout.
+  struct Quantised {
+    size_t spec;
+    ValueOp op;
+    std::array<StoredTensor, kValueOutputs> stored;
+  };
+
+  void LayOutRank(uint32_t rank) {
+    std::vector<Quantised> quantised;
+    std::vector<StoredTensor*> members;
+    for (size_t i = 0; i < specs_.size(); ++i) {
+      if (specs_[i].rank != rank) continue;
+      if (std::optional<ValueOp> op = OpOf(specs_[i])) {
+        quantised.push_back({i, *op, StoredAs(specs_[i], *op)});
+      } else {
+        members.push_back(&tensors_[i]);
+      }
+    }
+    std::vector<Constant> constants = ConstantsOf(rank);
+    for (Quantised& tensor : quantised)
+      for (StoredTensor& stored : tensor.stored) members.push_back(&stored);
+    for (Constant& constant : constants) members.push_back(&constant.tensor);
+    out_.files.push_back(safetensors::LayOut(RankFile(rank), std::move(members), rank, safetensors::Metadata::kNone));
+    for (const Constant& constant : constants)
+      out_.files.back().literals.push_back({constant.tensor.chunks[0].offset, constant.bytes});
+    for (const Quantised& tensor : quantised) AddDerived(tensor);
+  }
+
+  std::optional<ValueOp> OpOf(const TensorSpec& spec) const {
+    const bool linear = EndsWithAny(spec.name, kAttention) || EndsWithAny(spec.name, kMlp);
+    if (!linear) return std::nullopt;
+    switch (cut_.quantisation) {
+      case TrtllmOptions::Quantisation::kNone:
+        return std::nullopt;
+      case TrtllmOptions::Quantisation::kInt8:
+      case TrtllmOptions::Quantisation::kInt4:
+        return cut_.sm ? std::optional(WeightOnly()) : std::nullopt;
+      case TrtllmOptions::Quantisation::kFp8Rowwise:
+        if (!HasFp8(spec.views[0].part.layer, EndsWithAny(spec.name, kAttention))) return std::nullopt;
+        return ValueOp{ValueOp::Kind::kFp8Rows, GemmLayout::kPlain, dtype_};
+    }
+    throw Error(Code::kInternal, "a quantisation without a value op");
+  }
+
+  ValueOp WeightOnly() const {
+    const bool int4 = cut_.quantisation == TrtllmOptions::Quantisation::kInt4;
+    const ValueOp::Kind packed = int4 ? ValueOp::Kind::kInt4 : ValueOp::Kind::kInt8;
+    return {cut_.weight_only_plugin ? packed : ValueOp::Kind::kInt8Scales, *GemmLayoutOf(cut_.sm), dtype_};
+  }
+
+  // Up to 0.14 the MLPs of all layers but the model's first and last, then all linear layers.
+  bool HasFp8(int32_t layer, bool attention) const {
+    if (cut_.version >= 15) return true;
+    return !attention && layer != 0 && static_cast<uint64_t>(layer) + 1 != model_.sizes['L'];
+  }
+
+  std::array<StoredTensor, kValueOutputs> StoredAs(const TensorSpec& spec, const ValueOp& op) {
+    const uint64_t rows = spec.shape[0], columns = spec.shape[1];
+    Check(spec, op);
+    const auto outputs = OutputsOf(op, rows, columns);
+    Dims shape = outputs[0].shape;
+    if (op.kind != ValueOp::Kind::kFp8Rows)  // as if it were [inputs, outputs]
+      shape = {columns, op.kind == ValueOp::Kind::kInt4 ? rows / 2 : rows};
+    const std::string stem = spec.name.substr(0, spec.name.size() - std::string_view("weight").size());
+    return {{{spec.name, outputs[0].dtype, shape, {}, {}},
+             {stem + "per_channel_scale", outputs[1].dtype, outputs[1].shape, {}, {}}}};
+  }
+
+  void Check(const TensorSpec& spec, const ValueOp& op) {
+    std::string problem = WhyNot(op, spec.shape[0], spec.shape[1]);
+    const bool packs = op.kind == ValueOp::Kind::kInt8 || op.kind == ValueOp::Kind::kInt4;
+    const uint64_t whole = spec.shape[EndsWithAny(spec.name, kByInputs) ? 0 : 1], padded = 64 * cut_.tp;
+    if (problem.empty() && packs && cut_.version >= 13 && whole % padded != 0)
+      problem = fmt::format("{} features on all ranks, expected a multiple of {}: TensorRT-LLM 0.{} would pad them",
+                            whole, padded, cut_.version);
+    for (const View& view : spec.views)
+      if (problem.empty() && (view.origin[0] % TileRows(op) != 0 || view.box.shape[0] % TileRows(op) != 0))
+        problem =
+            fmt::format("{} output channels of one part, expected a multiple of {}", view.box.shape[0], TileRows(op));
+    if (!problem.empty()) problems_.push_back(fmt::format("tensor '{}': {}", spec.name, problem));
+  }
+
+  // The stored tensors as what the value op's outputs are: rows first.
+  void AddDerived(const Quantised& tensor) {
+    const Dims& shape = specs_[tensor.spec].shape;
+    const auto outputs = OutputsOf(tensor.op, shape[0], shape[1]);
+    DerivedTensor derived{tensor.spec, tensor.op, tensor.stored};
+    for (size_t output = 0; output < kValueOutputs; ++output) {
+      StoredTensor& stored = derived.outputs[output];
+      stored.shape = outputs[output].shape;
+      const bool transposed = output == 0 && tensor.op.kind == ValueOp::Kind::kInt8Scales;
+      stored.chunks[0].strides = transposed ? Dims{1, shape[0]} : RowMajorStrides(stored.shape);
+      stored.chunks[0].box = WholeBox(stored.shape);
+    }
+    out_.derived.push_back(std::move(derived));
+  }
+
+  // What the builder expects beside the weights: a scale of 1 for an FP8 cache of keys and values, the bounds of FP8
+  // activations.
+  std::vector<Constant> ConstantsOf(uint32_t rank) const {
+    std::vector<Constant> constants;
+    const uint64_t layers = model_.sizes['L'] / cut_.pp, first = rank / cut_.tp * layers;
+    for (uint64_t layer = 0; layer < layers; ++layer) {
+      auto add = [&](std::string_view name, std::initializer_list<float> values) {
+        constants.push_back(Floats(fmt::format("transformer.layers.{}.{}", layer, name), values));
+      };
+      if (cut_.fp8_kv_cache) add(kKvScale, {1.0f});
+      if (cut_.quantisation != TrtllmOptions::Quantisation::kFp8Rowwise) continue;
+      const int32_t global = static_cast<int32_t>(first + layer);
+      if (HasFp8(global, false))
+        for (const char* name : {"mlp.clamp_val", "post_layernorm.clamp_val"}) add(name, {-1200.0f, 1200.0f});
+      if (HasFp8(global, true))
+        for (const char* name : {"attention.clamp_val", "input_layernorm.clamp_val"}) add(name, {-1200.0f, 1200.0f});
+    }
+    return constants;
+  }
+
+  const Model& model_;
+  const TrtllmOptions& cut_;
+  const Dtype dtype_;
+  const std::vector<TensorSpec>& specs_;
+  std::vector<StoredTensor>& tensors_;
+  LaidOut& out_;
+  std::vector<std::string> problems_;
+};
 
 // The config whose order of keys the rope scaling keeps.
 Json RopeOrder(const Checkpoint& source) {
@@ -208,7 +362,7 @@ Json RopeOrder(const Checkpoint& source) {
 }
 
 LaidOut LayOut(Io&, const Checkpoint& source, const Model& model, const TargetOptions& options,
-               const std::vector<TensorSpec>&, std::vector<StoredTensor>& tensors) {
+               const std::vector<TensorSpec>& specs, std::vector<StoredTensor>& tensors) {
   if (!source.vocabulary_doubt.empty())
     throw Error(Code::kMismatch, source.vocabulary_doubt).At("reading", source.config_path);
   const TrtllmOptions& cut = options.trtllm;
@@ -218,14 +372,7 @@ LaidOut LayOut(Io&, const Checkpoint& source, const Model& model, const TargetOp
     out.notes.push_back(fmt::format(
         "a TensorRT-LLM checkpoint has no key for the sliding window of {}: beyond it attention will see more",
         model.hyper.sliding_window.dump()));
-  for (uint32_t rank = 0; rank < cut.tp * cut.pp; ++rank) {
-    std::vector<StoredTensor*> members;
-    for (StoredTensor& tensor : tensors)
-      if (tensor.rank == rank) members.push_back(&tensor);
-    out.files.push_back(
-        LayOutRank(rank, std::move(members),
-                   cut.fp8_kv_cache ? KvScales(model.sizes['L'] / cut.pp) : std::vector<StoredTensor>()));
-  }
+  TrtllmWriter(model, options, specs, tensors, out).LayOut(source.folder);
   out.files.push_back(LiteralFile(std::string(kConfig), std::move(config)));
   for (const std::string& name : source.side_files)
     if (source.kind == kNemo.name || name != kConfig) out.left.push_back(name);
