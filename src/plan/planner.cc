@@ -58,7 +58,7 @@ struct Side {
         specs(TensorsOf(checkpoint.model, checkpoint.rank, checkpoint.layouts)),
         tensors(TensorsFor(checkpoint, specs)),
         pieces(PiecesOf(checkpoint.model, rows, specs, tensors)) {
-    std::string prefix(KindByName(checkpoint.kind).name_prefix);
+    const std::string& prefix = checkpoint.name_prefix;
     for (const TensorSpec& spec : specs) names.push_back(prefix + spec.name);
   }
 };
@@ -260,6 +260,7 @@ class Planner {
     std::stable_sort(plan.parts.begin(), plan.parts.end(),
                      [&](const Part& a, const Part& b) { return place(a) < place(b); });
     planned_.left = std::move(laid_out.left);
+    planned_.left.insert(planned_.left.end(), source_.ignored.begin(), source_.ignored.end());
     planned_.notes = std::move(laid_out.notes);
     std::vector<std::string> problems = Audit(plan);
     if (!problems.empty())

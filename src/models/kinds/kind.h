@@ -34,12 +34,13 @@ struct Checkpoint {
   Model model;
   Rank rank;
   std::vector<const Layout*> layouts;  // the forms that the source has
-  std::vector<StoredTensor> tensors;   // by name
+  std::vector<StoredTensor> tensors;   // by name, without the prefix
+  std::string name_prefix;             // of the tensors' names in these files, which need not be what is written
   std::vector<SourceFile> files;
   std::string config_path, config_text;
   Json config;
   std::vector<std::string> ignored;          // names of stored tensors that no conversion needs, and of other data
-  std::vector<std::string> side_files;       // relative names of the small files beside the weights, config included
+  std::vector<std::string> side_files;       // relative names of what lies beside the weights, config included
   std::string template_path, template_text;  // of OpenOptions, when there is one: its config.json and what that says
   std::vector<FileCopy> template_files;      // its tokenizer, licence and readme files
   std::string vocabulary_doubt;              // why sizes['V'] may be too large; empty where it is sure
@@ -67,7 +68,7 @@ struct Kind {
   std::string_view title;  // "HuggingFace folder, safetensors"
   std::string_view format;
   Layouts Block::*layouts;
-  std::string_view name_prefix;  // of every tensor's name in files, before the layouts' names
+  std::string_view name_prefix;  // of every tensor's name in files that are written, before the layouts' names
   bool (*detect)(Io& io, const std::string& folder);
   Checkpoint (*open)(Io& io, const std::string& folder, const OpenOptions& options);
   // How `model` is stored there; `source` is what it comes from.
@@ -93,6 +94,13 @@ const Kind& DetectKind(Io& io, const std::string& path);
 Checkpoint OpenCheckpoint(Io& io, const std::string& path, std::string_view kind, const OpenOptions& options);
 
 extern const Kind kHuggingFace, kNemo;
+
+// What lies in a folder, by name; folders end in '/'. Errors: kCorrupt for a link to a file that is missing, as half of
+// a download leaves it.
+std::vector<std::string> Entries(Io& io, const std::string& folder);
+
+// The dtype of most elements.
+Dtype MainDtype(const std::vector<StoredTensor>& tensors);
 
 // The most bytes of a config, an index or another small text that is read.
 constexpr uint64_t kMaxConfigBytes = uint64_t{64} << 20;

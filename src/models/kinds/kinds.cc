@@ -32,8 +32,8 @@ Error NotRead(const std::string& path, std::string_view what) {
 }
 
 // All that is wrong between what a checkpoint stores and what its config makes it store.
-std::vector<std::string> Problems(const Checkpoint& checkpoint, std::string_view prefix,
-                                  const std::vector<TensorSpec>& specs) {
+std::vector<std::string> Problems(const Checkpoint& checkpoint, const std::vector<TensorSpec>& specs) {
+  const std::string& prefix = checkpoint.name_prefix;
   std::map<std::string_view, const StoredTensor*> stored;
   for (const StoredTensor& tensor : checkpoint.tensors) stored[tensor.name] = &tensor;
   std::vector<std::string> problems;
@@ -128,9 +128,29 @@ Checkpoint OpenCheckpoint(Io& io, const std::string& path, std::string_view kind
   };
   checkpoint.layouts = ChooseLayouts(checkpoint.model, checkpoint.rank, kind.layouts, kind.name, present);
   std::vector<std::string> problems =
-      Problems(checkpoint, kind.name_prefix, TensorsOf(checkpoint.model, checkpoint.rank, checkpoint.layouts));
+      Problems(checkpoint, TensorsOf(checkpoint.model, checkpoint.rank, checkpoint.layouts));
   if (!problems.empty()) throw Gathered(std::move(problems), path);
   return checkpoint;
+}
+
+std::vector<std::string> Entries(Io& io, const std::string& folder) {
+  std::vector<std::string> entries;
+  for (const std::string& name : io.List(folder)) {
+    auto info = io.Stat(JoinPath(folder, name));
+    if (!info)
+      throw Error(Code::kCorrupt,
+                  "a link to a file that is missing, expected the file; download the model again or remove the link")
+          .At("reading", JoinPath(folder, name));
+    entries.push_back(name + (info->type == FileInfo::Type::kDirectory ? "/" : ""));
+  }
+  return entries;
+}
+
+Dtype MainDtype(const std::vector<StoredTensor>& tensors) {
+  std::map<Dtype, uint64_t> elements;
+  for (const StoredTensor& tensor : tensors) elements[tensor.dtype] += ElementCount(tensor.shape);
+  auto less = [](const auto& a, const auto& b) { return a.second < b.second; };
+  return std::max_element(elements.begin(), elements.end(), less)->first;
 }
 
 }  // namespace reshard

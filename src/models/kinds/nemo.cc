@@ -2,12 +2,14 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <map>
 
 #include "archive/torch_zip.h"
 #include "base/error.h"
 #include "base/hash.h"
 #include "base/yaml.h"
 #include "formats/zarr2/zarr2.h"
+#include "models/kinds/config_reader.h"
 #include "models/kinds/hf_config.h"
 #include "models/kinds/kind.h"
 #include "models/kinds/nemo_config.h"
@@ -32,10 +34,10 @@ bool Detect(Io& io, const std::string& folder) { return Exists(io, folder, kConf
 
 // -- reading ----------------------------------------------------------------------------------------------------------
 
-std::string WithoutPrefix(std::string name) {
+std::string_view PrefixOf(std::string_view name) {
   for (std::string_view prefix : {"model.module.", "model.", "module."})
-    if (name.starts_with(prefix)) return name.substr(prefix.size());
-  return name;
+    if (name.starts_with(prefix)) return prefix;
+  return "";
 }
 
 // decoder.layers.0.x, where the usual form is decoder.layers.x with a leading axis.
@@ -112,18 +114,28 @@ class NemoReader {
   // Every folder with a .zarray, but those of the optimizer; what else lies there is no tensor, or a broken one.
   void ReadArrays() {
     std::vector<zarr2::ChunkFile> files;
+    std::map<std::string, std::string> entries;  // by name
     for (const std::string& entry : io_.List(weights_)) {
-      std::string path = JoinPath(weights_, entry), name = WithoutPrefix(entry);
+      std::string_view prefix = PrefixOf(entry);
+      std::string path = JoinPath(weights_, entry), name = entry.substr(prefix.size());
       auto info = io_.Stat(path);
       if (!info || info->type != FileInfo::Type::kDirectory) continue;
       bool is_array = Exists(io_, path, ".zarray");
-      if (entry.starts_with("optimizer.") || name.ends_with("_extra_state") || (!is_array && !LooksLikeTensor(name))) {
+      if (name.ends_with("_extra_state")) continue;  // of Transformer Engine: every model has its own
+      if (entry.starts_with("optimizer.") || (!is_array && !LooksLikeTensor(name))) {
         checkpoint_.ignored.push_back(entry);
       } else if (!is_array) {
         throw Error(Code::kCorrupt, "there is no .zarray, expected one in the folder of an array")
             .At("reading", path)
             .Tensor(entry);
       } else {
+        auto [same, is_new] = entries.emplace(name, entry);
+        if (!is_new)
+          throw Error(
+              Code::kCorrupt,
+              fmt::format("'{}' and '{}' are one tensor under two prefixes, expected one of them", same->second, entry))
+              .At("reading", weights_);
+        if (name == kEmbedding) checkpoint_.name_prefix = prefix;
         checkpoint_.tensors.push_back(zarr2::ReadArray(io_, path, name, files));
       }
     }
@@ -171,11 +183,8 @@ class NemoReader {
   }
 
   void ListSideFiles() {
-    for (const std::string& name : io_.List(checkpoint_.folder)) {
-      if (name.starts_with(".reshard") || name == kWeights) continue;
-      auto info = io_.Stat(JoinPath(checkpoint_.folder, name));
-      if (info) checkpoint_.side_files.push_back(name + (info->type == FileInfo::Type::kDirectory ? "/" : ""));
-    }
+    for (const std::string& name : Entries(io_, checkpoint_.folder))
+      if (!name.starts_with(".reshard") && name != std::string(kWeights) + "/") checkpoint_.side_files.push_back(name);
   }
 
   Io& io_;
@@ -217,6 +226,8 @@ Tokenizer TokenizerOf(Io& io, const Checkpoint& source, const Model& model, cons
     tokenizer.artifact = Sha256Hex(ReadWholeFile(io, path, kMaxConfigBytes)).substr(0, 32) + "_" + file;
     out.copies.push_back({path, tokenizer.artifact});
   }
+  if (auto info = io.Stat(tokenizer.name); info && info->type == FileInfo::Type::kDirectory)
+    tokenizer.name = io.Canonical(tokenizer.name);  // whoever reads it later stands somewhere else
   if (tokenizer.name.empty()) {
     tokenizer.name = io.Canonical(source.folder);
     if (!has_file || model.family->nemo_base == NemoBase::kQwen)
@@ -246,7 +257,11 @@ std::string ConfigText(Io& io, const Checkpoint& source, const Model& model, con
       out.copies.push_back({JoinPath(source.folder, name), name});
     }
   }
-  return options.dtype ? WithNemoPrecision(source.config_text, dtype, source.config_path) : source.config_text;
+  std::string text = source.config_text;
+  if (options.dtype) text = WithNemoPrecision(text, dtype, source.config_path);
+  if (!model.tied && ConfigReader(source.config, source.config_path).Bool(kShareEmbeddings, false))
+    text = WithNemoUntied(text, source.config_path);
+  return text;
 }
 
 // Stacked axes by one, the first axis of a part in the layout's fragments: the chunks that one Megatron rank writes.
@@ -274,7 +289,8 @@ void AddObjects(const Model& model, std::vector<FileLayout>& files) {
 LaidOut LayOut(Io& io, const Checkpoint& source, const Model& model, const TargetOptions& options,
                const std::vector<TensorSpec>& specs, std::vector<StoredTensor>& tensors) {
   LaidOut out;
-  out.files.push_back(LiteralFile(std::string(kConfig), ConfigText(io, source, model, options, tensors[0].dtype, out)));
+  out.files.push_back(
+      LiteralFile(std::string(kConfig), ConfigText(io, source, model, options, MainDtype(tensors), out)));
   for (size_t i = 0; i < tensors.size(); ++i)
     zarr2::LayOut(fmt::format("{}/{}{}", kWeights, kPrefix, tensors[i].name), GridOf(specs[i]), tensors[i], out.files);
   AddObjects(model, out.files);
