@@ -243,11 +243,6 @@ class Planner {
     if (problems_.empty()) return;
     std::string first = problems_.front();
     std::vector<std::string> rest(problems_.begin() + 1, problems_.end());
-    constexpr size_t kShown = 20;
-    if (rest.size() > kShown) {
-      rest[kShown] = fmt::format("and {} more", rest.size() - kShown);
-      rest.resize(kShown + 1);
-    }
     throw PlanError(Code::kMismatch, source_, std::move(first)).Also(std::move(rest));
   }
 

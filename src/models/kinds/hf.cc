@@ -51,10 +51,6 @@ bool IsIgnored(std::string_view name) {
   return name.ends_with(".rotary_emb.inv_freq") || name.ends_with(".attention.bias") || name.ends_with(".masked_bias");
 }
 
-bool Exists(Io& io, const std::string& folder, std::string_view name) {
-  return io.Stat(JoinPath(folder, std::string(name))).has_value();
-}
-
 bool Detect(Io& io, const std::string& folder) {
   if (Exists(io, folder, kSingle) || Exists(io, folder, kIndex)) return true;
   if (Exists(io, folder, "pytorch_model.bin") || Exists(io, folder, "pytorch_model.bin.index.json")) return true;

@@ -95,6 +95,8 @@ Checkpoint OpenCheckpoint(Io& io, const std::string& path, std::string_view kind
 
 extern const Kind kHuggingFace, kNemo;
 
+bool Exists(Io& io, const std::string& folder, std::string_view name);
+
 // What lies in a folder, by name; folders end in '/'. Errors: kCorrupt for a link to a file that is missing, as half of
 // a download leaves it.
 std::vector<std::string> Entries(Io& io, const std::string& folder);

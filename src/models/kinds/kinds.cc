@@ -56,14 +56,9 @@ std::vector<std::string> Problems(const Checkpoint& checkpoint, const std::vecto
   return problems;
 }
 
-// The first problem is the message; more stand below it, up to a screenful.
+// One problem is the message; several stand below it.
 Error Gathered(std::vector<std::string> problems, const std::string& path) {
-  constexpr size_t kShown = 20;
   size_t count = problems.size();
-  if (count > kShown) {
-    problems.resize(kShown);
-    problems.push_back(fmt::format("and {} more", count - kShown));
-  }
   std::string first =
       count == 1 ? problems[0] : fmt::format("config and tensors disagree in {} places, expected none:", count);
   if (count == 1) problems.clear();
@@ -131,6 +126,10 @@ Checkpoint OpenCheckpoint(Io& io, const std::string& path, std::string_view kind
       Problems(checkpoint, TensorsOf(checkpoint.model, checkpoint.rank, checkpoint.layouts));
   if (!problems.empty()) throw Gathered(std::move(problems), path);
   return checkpoint;
+}
+
+bool Exists(Io& io, const std::string& folder, std::string_view name) {
+  return io.Stat(JoinPath(folder, std::string(name))).has_value();
 }
 
 std::vector<std::string> Entries(Io& io, const std::string& folder) {

@@ -26,10 +26,6 @@ constexpr std::string_view kPrefix = "model.", kEmbedding = "embedding.word_embe
 constexpr std::string_view kMetadataText =
     R"({"sharded_backend": "zarr", "sharded_backend_version": 1, "common_backend": "torch", "common_backend_version": 1})";
 
-bool Exists(Io& io, const std::string& folder, std::string_view name) {
-  return io.Stat(JoinPath(folder, std::string(name))).has_value();
-}
-
 bool Detect(Io& io, const std::string& folder) { return Exists(io, folder, kConfig) || Exists(io, folder, kWeights); }
 
 // -- reading ----------------------------------------------------------------------------------------------------------
