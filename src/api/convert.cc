@@ -169,11 +169,6 @@ struct Conversion::State {
       count += overflow.count;
       lines.push_back(fmt::format("tensor '{}': {} finite values became infinite", overflow.tensor, overflow.count));
     }
-    constexpr size_t kShown = 20;
-    if (lines.size() > kShown) {
-      lines[kShown] = fmt::format("and {} more tensors", lines.size() - kShown);
-      lines.resize(kShown + 1);
-    }
     throw Error(
         Code::kMismatch,
         fmt::format("{} values of {} tensors are too large for {}, expected all to fit; another --dtype holds them, or "

@@ -1,4 +1,5 @@
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <map>
@@ -74,19 +75,20 @@ InspectReport Inspect(const std::string& path, const std::string& model_type, co
   for (const auto& [key, value] : HyperParametersOf(checkpoint.model))
     report.hyperparameters.emplace_back(key, value.dump());
   std::map<std::string, uint64_t> dtypes;
-  const Kind& kind = KindByName(checkpoint.kind);
   for (const StoredTensor& tensor : checkpoint.tensors) {
     report.parameters += ElementCount(tensor.shape);
     report.bytes += ElementCount(tensor.shape) * ItemSize(tensor.dtype);
     std::string dtype(Row(tensor.dtype).name);
     ++dtypes[dtype];
-    report.tensors.push_back({FullName(kind, checkpoint.ranks.size(), tensor.rank, tensor.name),
+    report.tensors.push_back({FullName(checkpoint.name_prefix, checkpoint.ranks.size(), tensor.rank, tensor.name),
                               dtype,
                               {tensor.shape.begin(), tensor.shape.end()}});
   }
   report.dtypes.assign(dtypes.begin(), dtypes.end());
   for (const SourceFile& file : checkpoint.files) report.shards.push_back({file.relative, file.size});
   if (!checkpoint.vocabulary_doubt.empty()) report.notes.push_back(checkpoint.vocabulary_doubt);
+  if (!checkpoint.ignored.empty())
+    report.notes.push_back(fmt::format("stored, and no part of the model: {}", fmt::join(checkpoint.ignored, ", ")));
   return report;
 }
 

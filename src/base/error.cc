@@ -55,6 +55,11 @@ Error& Error::Tensor(std::string name) {
 }
 
 Error& Error::Also(std::vector<std::string> problems) {
+  constexpr size_t kShown = 20;
+  if (problems.size() > kShown) {
+    problems[kShown] = fmt::format("and {} more", problems.size() - kShown);
+    problems.resize(kShown + 1);
+  }
   also_ = std::move(problems);
   Compose();
   return *this;

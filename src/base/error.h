@@ -40,7 +40,8 @@ class Error : public std::exception {
   Error& At(std::string action, std::string path);
   Error& Tensor(std::string name);
 
-  // More problems of the same kind, found in the same pass; each is one line of its own below the first.
+  // More problems of the same kind, found in the same pass; each is one line of its own below the first. Twenty are
+  // kept, and one that says how many more there are.
   Error& Also(std::vector<std::string> problems);
 
   const char* what() const noexcept override { return text_.c_str(); }

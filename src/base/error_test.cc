@@ -61,6 +61,15 @@ TEST(Code, HasTheDocumentedExitCodeAndName) {
   }
 }
 
+TEST(Error, KeepsTwentyProblemsAndCountsTheRest) {
+  Error few(Code::kMismatch, "many"), many = few;
+  few.Also(std::vector<std::string>(20, "x"));
+  EXPECT_EQ(few.also(), std::vector<std::string>(20, "x"));
+  many.Also(std::vector<std::string>(25, "x"));
+  ASSERT_EQ(many.also().size(), 21u);
+  EXPECT_EQ(many.also().back(), "and 5 more");
+}
+
 TEST(SystemError, TellsTheCodeFromTheErrorNumber) {
   const struct {
     int number;

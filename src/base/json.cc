@@ -265,4 +265,16 @@ std::optional<std::string> ReplaceTopLevelValue(std::string_view text, std::stri
   return std::nullopt;
 }
 
+std::string WithTopLevelValue(std::string_view text, std::string_view key, std::string_view value) {
+  if (auto with = ReplaceTopLevelValue(text, key, value)) return *with;
+  Scanner scanner(text);
+  scanner.SkipSpace();
+  scanner.SkipOne();  // the brace
+  size_t begin = scanner.position();
+  bool is_empty = scanner.SkipSpace() == '}';
+  std::string_view space = is_empty ? "" : text.substr(begin, scanner.position() - begin);
+  return fmt::format("{}{}{}: {}{}{}", text.substr(0, begin), space, Json(key).dump(), value, is_empty ? "" : ",",
+                     text.substr(begin));
+}
+
 }  // namespace reshard

@@ -26,4 +26,7 @@ std::string PythonFloat(double value);
 // where the object has no such key. `text` must have passed ParseJson.
 std::optional<std::string> ReplaceTopLevelValue(std::string_view text, std::string_view key, std::string_view value);
 
+// The same for an object, but that a key which is not there becomes the first, spaced as the one that was.
+std::string WithTopLevelValue(std::string_view text, std::string_view key, std::string_view value);
+
 }  // namespace reshard

@@ -192,5 +192,13 @@ TEST(ReplaceTopLevelValue, FindsNothingElsewhere) {
   EXPECT_EQ(ReplaceTopLevelValue(R"(["x", 1])", "x", "2"), std::nullopt);
 }
 
+TEST(WithTopLevelValue, ReplacesOrComesFirst) {
+  EXPECT_EQ(WithTopLevelValue("{\"a\": 1, \"x\": 2}", "x", "3"), "{\"a\": 1, \"x\": 3}");
+  EXPECT_EQ(WithTopLevelValue("{\n  \"a\": {\"x\": 1}\n}\n", "x", "\"y\""),
+            "{\n  \"x\": \"y\",\n  \"a\": {\"x\": 1}\n}\n");
+  EXPECT_EQ(WithTopLevelValue(" { }", "x", "3"), " {\"x\": 3 }");
+  EXPECT_EQ(WithTopLevelValue("{\"a\":[]}", "x\"", "[]"), R"({"x\"": [],"a":[]})");
+}
+
 }  // namespace
 }  // namespace reshard

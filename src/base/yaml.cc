@@ -19,6 +19,7 @@
 
 #include "base/bytes.h"
 #include "base/error.h"
+#include "base/text.h"
 
 namespace reshard {
 namespace {
@@ -26,23 +27,6 @@ namespace {
 constexpr size_t kMaxLevels = 64;
 constexpr size_t kMaxNodes = 1'000'000;
 constexpr size_t kMaxText = 16 * kMiB;
-
-// The code point at text[position], which moves behind it; nothing where the bytes are no UTF-8.
-std::optional<char32_t> NextCodePoint(std::string_view text, size_t& position) {
-  auto byte = [&](size_t i) { return static_cast<unsigned char>(text[i]); };
-  unsigned char lead = byte(position++);
-  if (lead < 0x80) return lead;
-  size_t more = lead >= 0xF0 ? 3 : lead >= 0xE0 ? 2 : 1;
-  constexpr char32_t kLeast[] = {0, 0x80, 0x800, 0x10000};
-  if (lead < 0xC0 || lead > 0xF7 || text.size() - position < more) return std::nullopt;
-  char32_t code = lead & (0x3F >> more);
-  for (size_t i = 0; i < more; ++i, ++position) {
-    if ((byte(position) & 0xC0) != 0x80) return std::nullopt;
-    code = code << 6 | (byte(position) & 0x3F);
-  }
-  if (code < kLeast[more] || code > 0x10FFFF || (code >= 0xD800 && code <= 0xDFFF)) return std::nullopt;
-  return code;
-}
 
 // What YAML 1.1 (5.1) lets stand in a text. Not for tidiness: the library takes byte 4 for the end of the text.
 bool IsPrintable(char32_t code) {
@@ -56,8 +40,8 @@ Error AtLine(size_t line, std::string message) {
 
 void CheckCharacters(std::string_view text) {
   size_t line = 1;
-  for (size_t position = 0; position < text.size();) {
-    std::optional<char32_t> code = NextCodePoint(text, position);
+  while (!text.empty()) {
+    std::optional<char32_t> code = TakeCodePoint(text);
     if (!code) throw AtLine(line, "bytes that are no UTF-8, expected text");
     if (!IsPrintable(*code))
       throw AtLine(line, fmt::format("character U+{:04X}, expected printable ones", uint32_t{*code}));
@@ -339,8 +323,8 @@ bool NeedsEscapes(char32_t code) {
 }
 
 bool NeedsEscapes(std::string_view text) {
-  for (size_t position = 0; position < text.size();)
-    if (NeedsEscapes(NextCodePoint(text, position).value_or(0))) return true;
+  while (!text.empty())
+    if (std::optional<char32_t> code = TakeCodePoint(text); !code || NeedsEscapes(*code)) return true;
   return false;
 }
 
@@ -358,12 +342,12 @@ std::string Escape(char32_t code) {
 
 std::string DoubleQuoted(std::string_view text) {
   std::string out = "\"";
-  for (size_t position = 0; position < text.size();) {
-    size_t begin = position;
-    std::optional<char32_t> code = NextCodePoint(text, position);
+  while (!text.empty()) {
+    std::string_view before = text;
+    std::optional<char32_t> code = TakeCodePoint(text);
     if (!code) throw Error(Code::kInternal, "a string that is no UTF-8 cannot be written as YAML");
     bool escape = *code == '"' || *code == '\\' || NeedsEscapes(*code);
-    out += escape ? Escape(*code) : std::string(text.substr(begin, position - begin));
+    out += escape ? Escape(*code) : std::string(before.substr(0, before.size() - text.size()));
   }
   return out + "\"";
 }

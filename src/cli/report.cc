@@ -10,15 +10,15 @@
 #include <cmath>
 #include <map>
 
+#include "base/text.h"
+
 namespace reshard::cli {
 namespace {
 
 // Names and other words of the input, with nothing in them that a terminal would obey, and not longer than a line
 // bears.
 std::string Printable(const std::string& text) {
-  std::string safe;
-  for (unsigned char c : text)
-    safe += c < ' ' || c == 0x7f ? fmt::format("\\x{:02x}", c) : std::string(1, static_cast<char>(c));
+  std::string safe = Visible(text, text.npos);
   constexpr size_t kLongest = 400;
   if (safe.size() > kLongest) safe = safe.substr(0, kLongest / 2) + "..." + safe.substr(safe.size() - kLongest / 4);
   return safe;

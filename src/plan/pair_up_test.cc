@@ -56,6 +56,7 @@ Checkpoint CheckpointOf(const Kind& kind, const Model& model, bool stores_head =
   Checkpoint checkpoint;
   checkpoint.folder = "the_folder";
   checkpoint.kind = kind.name;
+  checkpoint.name_prefix = kind.name_prefix;
   checkpoint.model = model;
   checkpoint.ranks = {{{0, model.sizes['L']}, {0, 0}, model.sizes['V'], stores_head, nemo}};
   checkpoint.layouts = ChooseLayouts(model, checkpoint.ranks, kind.layouts, kind.name, [](auto&) { return true; });

@@ -59,8 +59,8 @@ struct Side {
         specs(TensorsOf(checkpoint.model, checkpoint.ranks, checkpoint.layouts)),
         tensors(TensorsFor(checkpoint, specs)),
         pieces(PiecesOf(checkpoint.model, rows, specs, tensors)) {
-    const Kind& kind = KindByName(checkpoint.kind);
-    for (const TensorSpec& spec : specs) names.push_back(FullName(kind, checkpoint.ranks.size(), spec.rank, spec.name));
+    for (const TensorSpec& spec : specs)
+      names.push_back(FullName(checkpoint.name_prefix, checkpoint.ranks.size(), spec.rank, spec.name));
   }
 };
 
@@ -73,15 +73,10 @@ void CheckDtypes(const Part& part, const std::vector<std::string>& names, std::v
                                      names[part.sources[0].tensor]));
 }
 
-// The first problem is the message; more stand below it, up to a screenful.
+// The first problem is the message; more stand below it.
 Error Gathered(const Checkpoint& source, std::string doing, std::vector<std::string> problems) {
-  constexpr size_t kShown = 20;
   std::string first = std::move(problems.front());
   problems.erase(problems.begin());
-  if (problems.size() > kShown) {
-    problems[kShown] = fmt::format("and {} more", problems.size() - kShown);
-    problems.resize(kShown + 1);
-  }
   return Error(Code::kMismatch, std::move(first)).At(std::move(doing), source.folder).Also(std::move(problems));
 }
 
@@ -121,7 +116,8 @@ class Planner {
     const std::vector<Rank> ranks = kind_.ranks(model_, source_, options_);
     auto layouts = ChooseLayouts(model_, ranks, kind_.layouts, kind_.name, [](const TensorSpec&) { return true; });
     specs_ = TensorsOf(model_, ranks, layouts);
-    for (const TensorSpec& spec : specs_) names_.push_back(FullName(kind_, ranks.size(), spec.rank, spec.name));
+    for (const TensorSpec& spec : specs_)
+      names_.push_back(FullName(kind_.name_prefix, ranks.size(), spec.rank, spec.name));
     TieSources();
     if (kind_.one_dtype && !options_.dtype) ChooseOneDtype();
     ChooseDtypes();
@@ -319,6 +315,7 @@ class Planner {
     std::stable_sort(plan.parts.begin(), plan.parts.end(),
                      [&](const Part& a, const Part& b) { return place(a) < place(b); });
     planned_.left = std::move(laid_out.left);
+    planned_.left.insert(planned_.left.end(), source_.ignored.begin(), source_.ignored.end());
     planned_.notes = std::move(laid_out.notes);
     std::vector<std::string> problems = Audit(plan);
     if (!problems.empty())

@@ -154,15 +154,16 @@ TEST(Apply, TellsOfValuesThatHaveNoQuantisedOne) {
   for (float odd : {infinity, -infinity, std::numeric_limits<float>::quiet_NaN()}) {
     std::vector<float> values(32 * 64, 0.5f);
     values[7 * 64 + 5] = odd;
-    EXPECT_EQ(Applied({Kind::kInt8, GemmLayout::kPlain, Dtype::kBF16}, Dtype::kBF16, values, 32, 64).report.not_a_number,
-              7u);
+    EXPECT_EQ(
+        Applied({Kind::kInt8, GemmLayout::kPlain, Dtype::kBF16}, Dtype::kBF16, values, 32, 64).report.not_a_number, 7u);
     const bool clamped = !std::isnan(odd);  // FP8 clamps infinities
     EXPECT_EQ(Applied({Kind::kFp8Rows, GemmLayout::kPlain, Dtype::kBF16}, Dtype::kBF16, values, 32, 64)
                   .report.not_a_number.has_value(),
               !clamped);
   }
   std::vector<float> large(32 * 64, 1e38f);
-  EXPECT_EQ(Applied({Kind::kInt8, GemmLayout::kPlain, Dtype::kF16}, Dtype::kF32, large, 32, 64).report.overflows, 32u * 64);
+  EXPECT_EQ(Applied({Kind::kInt8, GemmLayout::kPlain, Dtype::kF16}, Dtype::kF32, large, 32, 64).report.overflows,
+            32u * 64);
 }
 
 // All F8_E4M3 values, by the format's definition: sign, 4 bits of exponent with bias 7, 3 of mantissa.
@@ -193,7 +194,8 @@ TEST(Apply, ScalesRowsToFp8) {
   std::vector<uint16_t> cast(values.size());
   Cast(Dtype::kF32, Dtype::kBF16, values.data(), cast.data(), values.size());
   Cast(Dtype::kBF16, Dtype::kF32, cast.data(), values.data(), values.size());
-  const Result result = Applied({Kind::kFp8Rows, GemmLayout::kPlain, Dtype::kBF16}, Dtype::kBF16, values, rows, columns);
+  const Result result =
+      Applied({Kind::kFp8Rows, GemmLayout::kPlain, Dtype::kBF16}, Dtype::kBF16, values, rows, columns);
   for (uint64_t n = 0; n < rows; ++n) {
     float largest = 0;
     for (uint64_t k = 0; k < columns; ++k)

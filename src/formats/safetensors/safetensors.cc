@@ -14,6 +14,7 @@
 
 #include "base/bytes.h"
 #include "base/error.h"
+#include "base/text.h"
 
 namespace reshard::safetensors {
 namespace {
@@ -27,61 +28,12 @@ constexpr std::string_view kDownloadAgain = "the file may be cut off; download i
 
 Error Corrupt(std::string message) { return Error(Code::kCorrupt, std::move(message)); }
 
-// Takes one code point off the front of `text`; nothing where the front is not UTF-8.
-std::optional<char32_t> TakeCodePoint(std::string_view& text) {
-  constexpr char32_t kSmallest[] = {0, 0, 0x80, 0x800, 0x10000};  // by size; anything below is an overlong form
-  const auto first = static_cast<unsigned char>(text[0]);
-  const size_t size = first < 0x80 ? 1 : first < 0xC0 ? 0 : first < 0xE0 ? 2 : first < 0xF0 ? 3 : first < 0xF8 ? 4 : 0;
-  if (size == 0 || size > text.size()) return std::nullopt;
-  char32_t code = size == 1 ? first : first & (0x7F >> size);
-  for (size_t i = 1; i < size; ++i) {
-    const auto byte = static_cast<unsigned char>(text[i]);
-    if ((byte & 0xC0) != 0x80) return std::nullopt;
-    code = code << 6 | (byte & 0x3F);
-  }
-  const bool surrogate = code >= 0xD800 && code <= 0xDFFF;
-  if (code < kSmallest[size] || code > 0x10FFFF || surrogate) return std::nullopt;
-  text.remove_prefix(size);
-  return code;
-}
-
 // Position of the first byte that is not UTF-8, or text.size().
 size_t FirstInvalidUtf8(std::string_view text) {
   std::string_view rest = text;
   while (!rest.empty() && TakeCodePoint(rest)) {
   }
   return text.size() - rest.size();
-}
-
-// Characters that show as nothing, or that change how the text around them shows: controls and bidi controls.
-bool IsHidden(char32_t code) {
-  return code < 0x20 || (code >= 0x7F && code < 0xA0) || code == 0x61C || code == 0x200E || code == 0x200F ||
-         (code >= 0x202A && code <= 0x202E) || (code >= 0x2066 && code <= 0x2069);
-}
-
-std::optional<char32_t> FirstHidden(std::string_view utf8) {
-  while (!utf8.empty()) {
-    const std::optional<char32_t> code = TakeCodePoint(utf8);
-    if (!code || IsHidden(*code)) return code;
-  }
-  return std::nullopt;
-}
-
-// Untrusted text as a message may show it: hidden characters by number, long text cut.
-std::string Visible(std::string_view text) {
-  constexpr size_t kMaxShown = 80;
-  std::string shown;
-  while (!text.empty()) {
-    if (shown.size() > kMaxShown) return shown + "...";
-    const std::string_view before = text;
-    const std::optional<char32_t> code = TakeCodePoint(text);
-    if (!code) return shown + "...";
-    if (IsHidden(*code))
-      shown += fmt::format("<U+{:04X}>", static_cast<uint32_t>(*code));
-    else
-      shown += before.substr(0, before.size() - text.size());
-  }
-  return shown;
 }
 
 // A tensor as the header describes it. The data range is relative to the data section.

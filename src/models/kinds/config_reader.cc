@@ -61,4 +61,10 @@ Json ConfigReader::Number(std::string_view key, Json otherwise) const {
   return value;
 }
 
+Json ConfigReader::Positive(std::string_view key, Json otherwise) const {
+  Json value = Number(key, std::move(otherwise));
+  if (!At(key).is_null() && value.get<double>() <= 0) Wrong(key, value, "a number above 0");
+  return value;
+}
+
 }  // namespace reshard

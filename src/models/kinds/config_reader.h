@@ -19,7 +19,8 @@ class ConfigReader {
   uint64_t Size(std::string_view key, uint64_t otherwise) const;  // 1 to 2^23
   bool Bool(std::string_view key, bool otherwise) const;
   std::string String(std::string_view key, std::string otherwise) const;
-  Json Number(std::string_view key, Json otherwise) const;  // finite
+  Json Number(std::string_view key, Json otherwise) const;    // finite
+  Json Positive(std::string_view key, Json otherwise) const;  // a number above 0
 
   // A size that must be there.
   uint64_t RequiredSize(std::string_view key) const;

@@ -51,14 +51,25 @@ bool IsIgnored(std::string_view name) {
   return name.ends_with(".rotary_emb.inv_freq") || name.ends_with(".attention.bias") || name.ends_with(".masked_bias");
 }
 
-bool Exists(Io& io, const std::string& folder, std::string_view name) {
-  return io.Stat(JoinPath(folder, std::string(name))).has_value();
-}
-
 bool Detect(Io& io, const std::string& folder) {
   if (Exists(io, folder, kSingle) || Exists(io, folder, kIndex)) return true;
   if (Exists(io, folder, "pytorch_model.bin") || Exists(io, folder, "pytorch_model.bin.index.json")) return true;
   return Exists(io, folder, "config.json");
+}
+
+// What lies in the folder, with the files of the one folder that is carried.
+std::vector<std::string> SideEntries(Io& io, const std::string& folder) {
+  std::vector<std::string> entries;
+  for (const std::string& name : Entries(io, folder)) {
+    if (name.starts_with(".reshard")) continue;
+    if (name != std::string(kCarriedFolder) + "/") {
+      entries.push_back(name);
+      continue;
+    }
+    for (const std::string& inner : Entries(io, JoinPath(folder, std::string(kCarriedFolder))))
+      entries.push_back(name + inner);
+  }
+  return entries;
 }
 
 // -- reading ----------------------------------------------------------------------------------------------------------
@@ -77,7 +88,6 @@ class HfReader {
     checkpoint_.config_text = ReadWholeFile(io_, checkpoint_.config_path, kMaxConfigBytes);
     checkpoint_.config = ParseJson(checkpoint_.config_text, checkpoint_.config_path);
     checkpoint_.model = ModelFromHfConfig(checkpoint_.config, checkpoint_.config_path);
-    ListSideFiles();
     if (Exists(io_, checkpoint_.folder, kSingle)) {
       ReadShard(std::string(kSingle));
     } else if (Exists(io_, checkpoint_.folder, kIndex)) {
@@ -89,26 +99,23 @@ class HfReader {
       if (IsIgnored(tensor.name)) checkpoint_.ignored.push_back(tensor.name);
       return IsIgnored(tensor.name);
     });
+    ListSideFiles();
     FillRank();
     return std::move(checkpoint_);
   }
 
  private:
+  // Weights that are not read because others are (an index beside model.safetensors) are side files too.
   void ListSideFiles() {
-    for (const std::string& name : io_.List(checkpoint_.folder)) {
-      auto info = io_.Stat(JoinPath(checkpoint_.folder, name));
-      if (name.starts_with(".reshard") || name.ends_with(".safetensors") || name == kIndex) continue;
-      if (info && info->type == FileInfo::Type::kDirectory && name == kCarriedFolder) {
-        for (const std::string& inner : io_.List(JoinPath(checkpoint_.folder, name)))
-          checkpoint_.side_files.push_back(name + "/" + inner);
-      } else if (info) {
-        checkpoint_.side_files.push_back(name + (info->type == FileInfo::Type::kDirectory ? "/" : ""));
-      }
-    }
+    std::set<std::string> read;
+    for (const SourceFile& file : checkpoint_.files) read.insert(file.relative);
+    if (!read.count(std::string(kSingle))) read.insert(std::string(kIndex));
+    for (const std::string& name : SideEntries(io_, checkpoint_.folder))
+      if (!read.count(name)) checkpoint_.side_files.push_back(name);
   }
 
   [[noreturn]] void NoWeights() {
-    const auto& names = checkpoint_.side_files;
+    const std::vector<std::string> names = io_.List(checkpoint_.folder);
     auto has = [&](std::string_view end) {
       return std::any_of(names.begin(), names.end(), [&](const std::string& name) { return name.ends_with(end); });
     };
@@ -247,7 +254,8 @@ void LayOutWeights(const std::vector<TensorSpec>& specs, uint64_t max_shard_size
     files.push_back(LiteralFile(std::string(kIndex), safetensors::IndexText(std::move(map), parameters, bytes)));
 }
 
-// The source's own config, or the template's, or one that is derived: all with the dtype that is written.
+// The source's own config, or the template's, or one that is derived. In the first two only what is not so any more
+// changes: the dtype where one was asked for, the embeddings' tie, the positions that a NeMo config knows better.
 std::string ConfigText(const Checkpoint& source, const Model& model, const TargetOptions& options, Dtype dtype,
                        LaidOut& out) {
   bool from_hf = source.kind == kHuggingFace.name;
@@ -257,14 +265,18 @@ std::string ConfigText(const Checkpoint& source, const Model& model, const Targe
     return HfConfigText(model, dtype);
   }
   std::string text = from_hf ? source.config_text : source.template_text;
-  if (!from_hf || options.dtype) text = WithHfDtype(text, dtype);
-  if (!from_hf) {
-    if (auto with = ReplaceTopLevelValue(text, "max_position_embeddings", model.hyper.max_position_embeddings.dump()))
-      text = *with;
+  const Model said =
+      from_hf ? source.model : ModelFromHfConfig(ParseJson(text, source.template_path), source.template_path);
+  if (options.dtype) {
+    text = WithHfDtype(text, dtype);
+  } else if (!from_hf && WithHfDtype(text, dtype) != text) {
+    out.notes.push_back(fmt::format(
+        "config.json says of the dtype what the template says, and most weights are {}; --dtype changes both",
+        Row(dtype).name));
   }
-  if (model.tied != source.model.tied) {
-    if (auto with = ReplaceTopLevelValue(text, "tie_word_embeddings", model.tied ? "true" : "false")) text = *with;
-  }
+  if (const Json& positions = model.hyper.max_position_embeddings; positions != said.hyper.max_position_embeddings)
+    text = WithTopLevelValue(text, "max_position_embeddings", positions.dump());
+  if (model.tied != said.tied) text = WithTopLevelValue(text, "tie_word_embeddings", model.tied ? "true" : "false");
   return text;
 }
 
@@ -297,7 +309,7 @@ LaidOut LayOut(Io&, const Checkpoint& source, const Model& model, const TargetOp
   AddCopies(source, out);
   // Weights count files from 0, and come before the marker; config.json is put before them at the end.
   LayOutWeights(specs, options.max_shard_size, tensors, out.files);
-  std::string config = ConfigText(source, model, options, tensors[0].dtype, out);
+  std::string config = ConfigText(source, model, options, MainDtype(tensors), out);
   out.files.insert(out.files.begin(), LiteralFile("config.json", std::move(config)));
   for (StoredTensor& tensor : tensors)
     for (Chunk& chunk : tensor.chunks) ++chunk.file;
@@ -308,12 +320,8 @@ LaidOut LayOut(Io&, const Checkpoint& source, const Model& model, const TargetOp
 
 std::vector<FileCopy> CarriedFiles(Io& io, const std::string& folder) {
   std::vector<FileCopy> copies;
-  for (std::string_view name : kCarried)
-    if (Exists(io, folder, name)) copies.push_back({JoinPath(folder, std::string(name)), std::string(name)});
-  if (Exists(io, folder, kCarriedFolder))
-    for (const std::string& name : io.List(JoinPath(folder, std::string(kCarriedFolder))))
-      copies.push_back(
-          {JoinPath(folder, std::string(kCarriedFolder) + "/" + name), std::string(kCarriedFolder) + "/" + name});
+  for (const std::string& name : SideEntries(io, folder))
+    if (IsCarried(name)) copies.push_back({JoinPath(folder, name), name});
   return copies;
 }
 

@@ -4,6 +4,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <set>
 
 #include "base/error.h"
 #include "models/families/families.h"
@@ -82,55 +83,107 @@ constexpr RopeField kRopeFields[] = {
     {"llama3", "original_max_position_embeddings"},
 };
 
-// One object for all the spellings: {"rope_type": ..., fields of the type}, or null where positions are not scaled.
-Json RopeScaling(const ConfigReader& reader, Json& theta) {
-  const Json& modern = reader.At("rope_parameters");
-  const Json& classic = reader.At("rope_scaling");
-  const Json& given = modern.is_null() ? classic : modern;
-  if (given.is_null()) return nullptr;
-  if (!given.is_object())
-    throw Error(Code::kCorrupt, fmt::format("rope settings are {}, expected an object", given.dump()))
-        .At("reading", reader.path());
-  ConfigReader rope(given, reader.path());
-  theta = rope.Number("rope_theta", theta);
-  std::string type = rope.String("rope_type", rope.String("type", "default"));
-  if (type == "default") return nullptr;
-  for (const RopeField& row : kRopeFields)
-    if (row.type == type && rope.Number(row.field, nullptr).is_null())
-      throw Error(Code::kCorrupt, fmt::format("rope scaling '{}' has no '{}', expected one", type, row.field))
-          .At("reading", reader.path());
-  if (type == "linear") return Json{{"factor", given["factor"]}, {"rope_type", type}};  // the only field that it reads
-  std::vector<std::string> keys;
-  for (const auto& [key, value] : given.items())
-    if (key != "rope_theta" && key != "type" && key != "rope_type") keys.push_back(key);
-  keys.push_back("rope_type");
-  std::sort(keys.begin(), keys.end());
-  Json scaling = Json::object();
-  for (const std::string& key : keys) scaling[key] = key == "rope_type" ? Json(type) : given[key];
-  return scaling;
+void RefusePartialRotation(const ConfigReader& reader) {
+  Json partial = reader.Number("partial_rotary_factor", 1.0);
+  if (partial.get<double>() != 1.0)
+    throw Unsupported(reader.path(), fmt::format("partial_rotary_factor {}, expected 1.0", partial.dump()));
 }
 
-// The window that every layer has, or null; what differs between layers is put into words.
+struct Rope {
+  Json scaling, theta;
+
+  friend bool operator==(const Rope& a, const Rope& b) { return a.scaling == b.scaling && a.theta == b.theta; }
+};
+
+// Transformers 4 writes rope_scaling and reads nothing else; 5 writes rope_parameters, and reads the former first.
+Rope ReadRope(const ConfigReader& reader) {
+  Json theta = reader.Positive("rope_theta", nullptr);
+  std::vector<Rope> ropes;
+  for (const char* key : {"rope_parameters", "rope_scaling"}) {
+    const Json& settings = reader.At(key);
+    if (settings.is_null() || settings.empty()) continue;
+    Json scaling = RopeScalingOf(settings, reader.path());
+    ropes.push_back({scaling, ConfigReader(settings, reader.path()).Positive("rope_theta", theta)});
+  }
+  if (ropes.empty()) return {nullptr, theta};
+  if (!(ropes.front() == ropes.back()))
+    throw Error(
+        Code::kMismatch,
+        fmt::format("rope_parameters mean {} with base {} and rope_scaling {} with base {}, expected the same",
+                    ropes[0].scaling.dump(), ropes[0].theta.dump(), ropes[1].scaling.dump(), ropes[1].theta.dump()))
+        .At("reading", reader.path());
+  return ropes.front();
+}
+
+// Layers [begin, end).
+struct LayerRun {
+  uint64_t begin, end;
+};
+
+// The layers of `layer_types` that have a window.
+std::vector<LayerRun> WindowedRuns(const Json& types, uint64_t layers, const std::string& path) {
+  if (!types.is_array() || types.size() != layers)
+    throw Error(Code::kMismatch,
+                fmt::format("layer_types is {}, expected one word for each of {} layers",
+                            types.is_array() ? fmt::format("{} long", types.size()) : "no list", layers))
+        .At("reading", path);
+  std::vector<LayerRun> runs;
+  for (uint64_t layer = 0; layer < layers; ++layer) {
+    if (types[layer] == "full_attention") continue;
+    if (types[layer] != "sliding_attention")
+      throw Unsupported(
+          path, fmt::format("layer_types has {}, expected full_attention or sliding_attention", types[layer].dump()));
+    if (runs.empty() || runs.back().end != layer) runs.push_back({layer, layer});
+    ++runs.back().end;
+  }
+  return runs;
+}
+
+std::string ToWords(const std::vector<LayerRun>& runs) {
+  std::vector<std::string> words;
+  for (LayerRun run : runs)
+    words.push_back(run.end == run.begin + 1 ? fmt::format("{}", run.begin)
+                                             : fmt::format("{} to {}", run.begin, run.end - 1));
+  return fmt::format("{}", fmt::join(words, ", "));
+}
+
+// The window that every layer has, or null; what differs between layers is put into words. Where the family has a
+// switch, layer_types says which layers have one, else max_window_layers: layers before it have none.
 void ReadWindow(const Family& family, const ConfigReader& reader, HyperParameters& hyper, uint64_t layers) {
+  if (!HasWindow(family)) return;
   Json window = reader.At("sliding_window");
   if (!window.is_null()) window = reader.Size("sliding_window", 0);
   if (!family.window_switch.empty() && !reader.Bool(family.window_switch, false)) window = nullptr;
-  hyper.sliding_window = window;
-  if (window.is_null() || family.window_switch.empty()) return;
-  const Json& first = reader.At("max_window_layers");  // layers before it have no window
-  uint64_t full = first.is_number_unsigned() ? first.get<uint64_t>() : 0;
-  if (full >= layers) {
-    hyper.sliding_window = nullptr;
-  } else if (full > 0) {
-    hyper.layered_window = fmt::format("a sliding window of {} from layer {} on only", window.dump(), full);
+  std::vector<LayerRun> runs = {{0, layers}};
+  if (!family.window_switch.empty()) {
+    const Json &types = reader.At("layer_types"), &first = reader.At("max_window_layers");
+    if (!types.is_null()) {
+      runs = WindowedRuns(types, layers, reader.path());
+      if (window.is_null() && !runs.empty())
+        throw Error(Code::kMismatch, fmt::format("layer_types has sliding_attention, expected {} and a sliding_window",
+                                                 family.window_switch))
+            .At("reading", reader.path());
+    } else if (first.is_number_unsigned()) {
+      runs[0].begin = std::min(first.get<uint64_t>(), layers);
+    }
   }
+  if (window.is_null() || runs.empty() || runs[0].begin == layers) return;
+  hyper.sliding_window = window;
+  if (runs[0].begin > 0 || runs[0].end < layers)
+    hyper.layered_window = fmt::format("a sliding window of {} in layers {} only", window.dump(), ToWords(runs));
 }
 
-// `config` with the family's defaults for keys that are not there.
+// Keys in which null says something: as many groups as heads, no window.
+constexpr std::string_view kNullable[] = {"num_key_value_heads", "sliding_window"};
+
+// `config` with the family's defaults for keys that are not there, or null without a meaning.
 Json WithDefaults(const Family& family, const Json& config) {
   Json full = config;
-  for (const ConfigDefault& row : family.defaults)
-    if (!full.contains(row.key)) full[std::string(row.key)] = Json::parse(row.value);
+  for (const ConfigDefault& row : family.defaults) {
+    bool nullable = std::find(std::begin(kNullable), std::end(kNullable), row.key) != std::end(kNullable);
+    if (!full.contains(row.key) || (full[std::string(row.key)].is_null() && !nullable))
+      full[std::string(row.key)] = Json::parse(row.value);
+  }
   return full;
 }
 
@@ -148,6 +201,35 @@ void ReadSizes(const ConfigReader& reader, Model& model) {
 
 }  // namespace
 
+bool HasWindow(const Family& family) {
+  return std::any_of(family.defaults.begin(), family.defaults.end(),
+                     [](const ConfigDefault& row) { return row.key == "sliding_window"; });
+}
+
+Json RopeScalingOf(const Json& settings, const std::string& path) {
+  if (!settings.is_object())
+    throw Error(Code::kCorrupt, fmt::format("rope settings are {}, expected an object", settings.dump()))
+        .At("reading", path);
+  for (const auto& [key, value] : settings.items())
+    if (value.is_object())
+      throw Unsupported(path, fmt::format("rope settings of their own for '{}', expected one for all layers", key));
+  ConfigReader rope(settings, path);
+  RefusePartialRotation(rope);
+  std::string type = rope.String("rope_type", rope.String("type", "default"));
+  if (type == "default") return nullptr;
+  for (const RopeField& row : kRopeFields)
+    if (row.type == type && rope.Positive(row.field, nullptr).is_null())
+      throw Error(Code::kCorrupt, fmt::format("rope scaling '{}' has no '{}', expected one", type, row.field))
+          .At("reading", path);
+  if (type == "linear") return Json{{"factor", settings["factor"]}, {"rope_type", type}};  // it reads no other field
+  std::set<std::string> keys = {"rope_type"};
+  for (const auto& [key, value] : settings.items()) keys.insert(key);
+  for (const char* other : {"rope_theta", "type", "partial_rotary_factor"}) keys.erase(other);
+  Json scaling = Json::object();
+  for (const std::string& key : keys) scaling[key] = key == "rope_type" ? Json(type) : settings[key];
+  return scaling;
+}
+
 Model ModelFromHfConfig(const Json& config, const std::string& path) {
   if (!config.is_object()) throw Error(Code::kCorrupt, "no object at the top, expected one").At("reading", path);
   ConfigReader bare(config, path);
@@ -163,20 +245,18 @@ Model ModelFromHfConfig(const Json& config, const std::string& path) {
   model.tied = reader.Bool("tie_word_embeddings", false);
   model.layers = LayerPlan(family, model.sizes['L'], full, path);
   HyperParameters& hyper = model.hyper;
-  hyper.rms_norm_eps = reader.Number("rms_norm_eps", nullptr);
+  hyper.rms_norm_eps = reader.Positive("rms_norm_eps", nullptr);
   hyper.initializer_range = reader.Number("initializer_range", nullptr);
   hyper.max_position_embeddings = reader.RequiredSize("max_position_embeddings");
-  hyper.rope_theta = reader.Number("rope_theta", nullptr);
-  hyper.rope_scaling = RopeScaling(reader, hyper.rope_theta);
+  RefusePartialRotation(reader);
+  Rope rope = ReadRope(reader);
+  hyper.rope_theta = rope.theta;
+  hyper.rope_scaling = rope.scaling;
   hyper.hidden_act = reader.String("hidden_act", "");
   ReadWindow(family, reader, hyper, model.sizes['L']);
   if (hyper.hidden_act != "silu")
     throw Unsupported(path,
                       fmt::format("hidden_act '{}', expected 'silu' for {}", hyper.hidden_act, family.class_name));
-  Json partial = reader.Number("partial_rotary_factor", 1.0);
-  if (partial.get<double>() != 1.0)
-    throw Unsupported(path,
-                      fmt::format("partial_rotary_factor {}, expected 1.0 for {}", partial.dump(), family.class_name));
   return model;
 }
 
@@ -204,9 +284,7 @@ std::string HfConfigText(const Model& model, Dtype dtype) {
   config["torch_dtype"] = Row(dtype).torch;
   for (const Flag& flag : model.family->flags)
     if (!flag.key.empty()) config[std::string(flag.key)] = model.Has(flag.flag);
-  bool has_window_key = std::any_of(model.family->defaults.begin(), model.family->defaults.end(),
-                                    [](const ConfigDefault& row) { return row.key == "sliding_window"; });
-  if (has_window_key) config["sliding_window"] = hyper.sliding_window;
+  if (HasWindow(*model.family)) config["sliding_window"] = hyper.sliding_window;
   if (!model.family->window_switch.empty()) {
     config[std::string(model.family->window_switch)] = !hyper.sliding_window.is_null();
     config["max_window_layers"] = hyper.sliding_window.is_null() ? model.sizes['L'] : 0;
@@ -216,10 +294,10 @@ std::string HfConfigText(const Model& model, Dtype dtype) {
 
 std::string WithHfDtype(const std::string& text, Dtype dtype) {
   std::string value = fmt::format("\"{}\"", Row(dtype).torch);
-  std::string changed = text;
+  std::optional<std::string> changed;
   for (const char* key : {"torch_dtype", "dtype"})
-    if (auto with = ReplaceTopLevelValue(changed, key, value)) changed = *with;
-  return changed;
+    if (auto with = ReplaceTopLevelValue(changed.value_or(text), key, value)) changed = with;
+  return changed ? *changed : WithTopLevelValue(text, "torch_dtype", value);
 }
 
 }  // namespace reshard

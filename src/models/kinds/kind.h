@@ -36,12 +36,13 @@ struct Checkpoint {
   Model model;
   std::vector<Rank> ranks;
   std::vector<const Layout*> layouts;  // the forms that the source has
-  std::vector<StoredTensor> tensors;   // by rank and name
+  std::vector<StoredTensor> tensors;   // by rank and name, without the prefix
+  std::string name_prefix;             // of the tensors' names in these files, which need not be what is written
   std::vector<SourceFile> files;
   std::string config_path, config_text;
   Json config;
   std::vector<std::string> ignored;          // names of stored tensors that no conversion needs, and of other data
-  std::vector<std::string> side_files;       // relative names of the small files beside the weights, config included
+  std::vector<std::string> side_files;       // relative names of what lies beside the weights, config included
   std::string template_path, template_text;  // of OpenOptions, when there is one: its config.json and what that says
   std::vector<FileCopy> template_files;      // its tokenizer, licence and readme files
   std::vector<std::string> unsaid;           // hyper-parameters that the kind's config has no key for
@@ -94,7 +95,7 @@ struct Kind {
   std::string_view title;  // "HuggingFace folder, safetensors"
   std::string_view format;
   Layouts Block::*layouts;
-  std::string_view name_prefix;  // of every tensor's name in files, before the layouts' names
+  std::string_view name_prefix;  // of every tensor's name in files that are written, before the layouts' names
   bool (*detect)(Io& io, const std::string& folder);
   Checkpoint (*open)(Io& io, const std::string& folder, const OpenOptions& options);
   // How `model` is stored there; `source` is what it comes from. Errors: kMismatch where its sizes do not divide.
@@ -109,8 +110,8 @@ struct Kind {
 
 std::span<const Kind> Kinds();
 
-// What messages and plans call a tensor: with the kind's prefix, and the rank where there are several ("rank3/x").
-std::string FullName(const Kind& kind, size_t ranks, uint32_t rank, const std::string& name);
+// What messages and plans call a tensor: with its prefix, and the rank where there are several ("rank3/x").
+std::string FullName(std::string_view prefix, size_t ranks, uint32_t rank, const std::string& name);
 
 // The tensor of a rank; null where there is none.
 const StoredTensor* FindTensor(const Checkpoint& checkpoint, uint32_t rank, std::string_view name);
@@ -128,6 +129,15 @@ const Kind& DetectKind(Io& io, const std::string& path);
 Checkpoint OpenCheckpoint(Io& io, const std::string& path, std::string_view kind, const OpenOptions& options);
 
 extern const Kind kHuggingFace, kNemo, kTrtllm;
+
+bool Exists(Io& io, const std::string& folder, std::string_view name);
+
+// What lies in a folder, by name; folders end in '/'. Errors: kCorrupt for a link to a file that is missing, as half of
+// a download leaves it.
+std::vector<std::string> Entries(Io& io, const std::string& folder);
+
+// The dtype of most elements.
+Dtype MainDtype(const std::vector<StoredTensor>& tensors);
 
 // The most bytes of a config, an index or another small text that is read.
 constexpr uint64_t kMaxConfigBytes = uint64_t{64} << 20;

@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <map>
 #include <set>
 #include <tuple>
 
@@ -35,10 +36,9 @@ Error NotRead(const std::string& path, std::string_view what) {
 }
 
 // All that is wrong between what a checkpoint stores and what its config makes it store.
-std::vector<std::string> Problems(const Checkpoint& checkpoint, const Kind& kind,
-                                  const std::vector<TensorSpec>& specs) {
+std::vector<std::string> Problems(const Checkpoint& checkpoint, const std::vector<TensorSpec>& specs) {
   auto full = [&](uint32_t rank, const std::string& name) {
-    return FullName(kind, checkpoint.ranks.size(), rank, name);
+    return FullName(checkpoint.name_prefix, checkpoint.ranks.size(), rank, name);
   };
   std::set<const StoredTensor*> unexpected;
   for (const StoredTensor& tensor : checkpoint.tensors) unexpected.insert(&tensor);
@@ -69,14 +69,9 @@ bool Before(const StoredTensor& a, const StoredTensor& b) {
   return std::tie(a.rank, a.name) < std::tie(b.rank, b.name);
 }
 
-// The first problem is the message; more stand below it, up to a screenful.
+// One problem is the message; several stand below it.
 Error Gathered(std::vector<std::string> problems, const std::string& path) {
-  constexpr size_t kShown = 20;
   size_t count = problems.size();
-  if (count > kShown) {
-    problems.resize(kShown);
-    problems.push_back(fmt::format("and {} more", count - kShown));
-  }
   std::string first =
       count == 1 ? problems[0] : fmt::format("config and tensors disagree in {} places, expected none:", count);
   if (count == 1) problems.clear();
@@ -92,8 +87,8 @@ std::span<const Kind> Kinds() {
   return kKinds;
 }
 
-std::string FullName(const Kind& kind, size_t ranks, uint32_t rank, const std::string& name) {
-  std::string full = std::string(kind.name_prefix) + name;
+std::string FullName(std::string_view prefix, size_t ranks, uint32_t rank, const std::string& name) {
+  std::string full = std::string(prefix) + name;
   return ranks > 1 ? fmt::format("rank{}/{}", rank, full) : full;
 }
 
@@ -147,9 +142,33 @@ Checkpoint OpenCheckpoint(Io& io, const std::string& path, std::string_view kind
   auto present = [&](const TensorSpec& spec) { return FindTensor(checkpoint, spec.rank, spec.name) != nullptr; };
   checkpoint.layouts = ChooseLayouts(checkpoint.model, checkpoint.ranks, kind.layouts, kind.name, present);
   std::vector<std::string> problems =
-      Problems(checkpoint, kind, TensorsOf(checkpoint.model, checkpoint.ranks, checkpoint.layouts));
+      Problems(checkpoint, TensorsOf(checkpoint.model, checkpoint.ranks, checkpoint.layouts));
   if (!problems.empty()) throw Gathered(std::move(problems), path);
   return checkpoint;
+}
+
+bool Exists(Io& io, const std::string& folder, std::string_view name) {
+  return io.Stat(JoinPath(folder, std::string(name))).has_value();
+}
+
+std::vector<std::string> Entries(Io& io, const std::string& folder) {
+  std::vector<std::string> entries;
+  for (const std::string& name : io.List(folder)) {
+    auto info = io.Stat(JoinPath(folder, name));
+    if (!info)
+      throw Error(Code::kCorrupt,
+                  "a link to a file that is missing, expected the file; download the model again or remove the link")
+          .At("reading", JoinPath(folder, name));
+    entries.push_back(name + (info->type == FileInfo::Type::kDirectory ? "/" : ""));
+  }
+  return entries;
+}
+
+Dtype MainDtype(const std::vector<StoredTensor>& tensors) {
+  std::map<Dtype, uint64_t> elements;
+  for (const StoredTensor& tensor : tensors) elements[tensor.dtype] += ElementCount(tensor.shape);
+  auto less = [](const auto& a, const auto& b) { return a.second < b.second; };
+  return std::max_element(elements.begin(), elements.end(), less)->first;
 }
 
 }  // namespace reshard

@@ -2,12 +2,14 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <map>
 
 #include "archive/torch_zip.h"
 #include "base/error.h"
 #include "base/hash.h"
 #include "base/yaml.h"
 #include "formats/zarr2/zarr2.h"
+#include "models/kinds/config_reader.h"
 #include "models/kinds/hf_config.h"
 #include "models/kinds/kind.h"
 #include "models/kinds/nemo_config.h"
@@ -24,18 +26,14 @@ constexpr std::string_view kPrefix = "model.", kEmbedding = "embedding.word_embe
 constexpr std::string_view kMetadataText =
     R"({"sharded_backend": "zarr", "sharded_backend_version": 1, "common_backend": "torch", "common_backend_version": 1})";
 
-bool Exists(Io& io, const std::string& folder, std::string_view name) {
-  return io.Stat(JoinPath(folder, std::string(name))).has_value();
-}
-
 bool Detect(Io& io, const std::string& folder) { return Exists(io, folder, kConfig) || Exists(io, folder, kWeights); }
 
 // -- reading ----------------------------------------------------------------------------------------------------------
 
-std::string WithoutPrefix(std::string name) {
+std::string_view PrefixOf(std::string_view name) {
   for (std::string_view prefix : {"model.module.", "model.", "module."})
-    if (name.starts_with(prefix)) return name.substr(prefix.size());
-  return name;
+    if (name.starts_with(prefix)) return prefix;
+  return "";
 }
 
 // decoder.layers.0.x, where the usual form is decoder.layers.x with a leading axis.
@@ -112,18 +110,28 @@ class NemoReader {
   // Every folder with a .zarray, but those of the optimizer; what else lies there is no tensor, or a broken one.
   void ReadArrays() {
     std::vector<zarr2::ChunkFile> files;
+    std::map<std::string, std::string> entries;  // by name
     for (const std::string& entry : io_.List(weights_)) {
-      std::string path = JoinPath(weights_, entry), name = WithoutPrefix(entry);
+      std::string_view prefix = PrefixOf(entry);
+      std::string path = JoinPath(weights_, entry), name = entry.substr(prefix.size());
       auto info = io_.Stat(path);
       if (!info || info->type != FileInfo::Type::kDirectory) continue;
       bool is_array = Exists(io_, path, ".zarray");
-      if (entry.starts_with("optimizer.") || name.ends_with("_extra_state") || (!is_array && !LooksLikeTensor(name))) {
+      if (name.ends_with("_extra_state")) continue;  // of Transformer Engine: every model has its own
+      if (entry.starts_with("optimizer.") || (!is_array && !LooksLikeTensor(name))) {
         checkpoint_.ignored.push_back(entry);
       } else if (!is_array) {
         throw Error(Code::kCorrupt, "there is no .zarray, expected one in the folder of an array")
             .At("reading", path)
             .Tensor(entry);
       } else {
+        auto [same, is_new] = entries.emplace(name, entry);
+        if (!is_new)
+          throw Error(
+              Code::kCorrupt,
+              fmt::format("'{}' and '{}' are one tensor under two prefixes, expected one of them", same->second, entry))
+              .At("reading", weights_);
+        if (name == kEmbedding) checkpoint_.name_prefix = prefix;
         checkpoint_.tensors.push_back(zarr2::ReadArray(io_, path, name, files));
       }
     }
@@ -171,11 +179,8 @@ class NemoReader {
   }
 
   void ListSideFiles() {
-    for (const std::string& name : io_.List(checkpoint_.folder)) {
-      if (name.starts_with(".reshard") || name == kWeights) continue;
-      auto info = io_.Stat(JoinPath(checkpoint_.folder, name));
-      if (info) checkpoint_.side_files.push_back(name + (info->type == FileInfo::Type::kDirectory ? "/" : ""));
-    }
+    for (const std::string& name : Entries(io_, checkpoint_.folder))
+      if (!name.starts_with(".reshard") && name != std::string(kWeights) + "/") checkpoint_.side_files.push_back(name);
   }
 
   Io& io_;
@@ -205,18 +210,35 @@ struct Tokenizer {
   std::string name, artifact;
 };
 
+// The path of a tokenizer's file in the source's folder, or its template's; empty where there is none.
+std::string TokenizerFile(const Checkpoint& source, const std::string& name) {
+  if (source.kind == kHuggingFace.name) {
+    auto found = std::find(source.side_files.begin(), source.side_files.end(), name);
+    return found == source.side_files.end() ? "" : JoinPath(source.folder, name);
+  }
+  for (const FileCopy& copy : source.template_files)
+    if (copy.to == name) return copy.from;
+  return "";
+}
+
 // The file that the converters keep in the checkpoint: tokenizer.model for Llama, vocab.json for Qwen. Its name begins
 // with a hash of its content, so that the same input gives the same checkpoint.
 Tokenizer TokenizerOf(Io& io, const Checkpoint& source, const Model& model, const TargetOptions& options,
                       LaidOut& out) {
   Tokenizer tokenizer{options.hf_model_name, ""};
   std::string file = model.family->nemo_base == NemoBase::kQwen ? "vocab.json" : "tokenizer.model";
-  bool has_file = std::find(source.side_files.begin(), source.side_files.end(), file) != source.side_files.end();
+  std::string path = TokenizerFile(source, file);
+  bool has_file = !path.empty();
   if (has_file) {
-    std::string path = JoinPath(source.folder, file);
     tokenizer.artifact = Sha256Hex(ReadWholeFile(io, path, kMaxConfigBytes)).substr(0, 32) + "_" + file;
     out.copies.push_back({path, tokenizer.artifact});
   }
+  if (auto info = io.Stat(tokenizer.name); info && info->type == FileInfo::Type::kDirectory)
+    tokenizer.name = io.Canonical(tokenizer.name);  // whoever reads it later stands somewhere else
+  if (tokenizer.name.empty() && source.kind != kHuggingFace.name)
+    throw Error(Code::kInvalidArgument,
+                fmt::format("a {} checkpoint has no tokenizer, expected --hf_model_name to name one", source.kind))
+        .At("reading", source.folder);
   if (tokenizer.name.empty()) {
     tokenizer.name = io.Canonical(source.folder);
     if (!has_file || model.family->nemo_base == NemoBase::kQwen)
@@ -246,7 +268,11 @@ std::string ConfigText(Io& io, const Checkpoint& source, const Model& model, con
       out.copies.push_back({JoinPath(source.folder, name), name});
     }
   }
-  return options.dtype ? WithNemoPrecision(source.config_text, dtype, source.config_path) : source.config_text;
+  std::string text = source.config_text;
+  if (options.dtype) text = WithNemoPrecision(text, dtype, source.config_path);
+  if (!model.tied && ConfigReader(source.config, source.config_path).Bool(kShareEmbeddings, false))
+    text = WithNemoUntied(text, source.config_path);
+  return text;
 }
 
 // Stacked axes by one, the first axis of a part in the layout's fragments: the chunks that one Megatron rank writes.
@@ -274,7 +300,8 @@ void AddObjects(const Model& model, std::vector<FileLayout>& files) {
 LaidOut LayOut(Io& io, const Checkpoint& source, const Model& model, const TargetOptions& options,
                const std::vector<TensorSpec>& specs, std::vector<StoredTensor>& tensors) {
   LaidOut out;
-  out.files.push_back(LiteralFile(std::string(kConfig), ConfigText(io, source, model, options, tensors[0].dtype, out)));
+  out.files.push_back(
+      LiteralFile(std::string(kConfig), ConfigText(io, source, model, options, MainDtype(tensors), out)));
   for (size_t i = 0; i < tensors.size(); ++i)
     zarr2::LayOut(fmt::format("{}/{}{}", kWeights, kPrefix, tensors[i].name), GridOf(specs[i]), tensors[i], out.files);
   AddObjects(model, out.files);

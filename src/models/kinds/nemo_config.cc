@@ -6,11 +6,14 @@
 #include <optional>
 #include <set>
 
+#include "base/bytes.h"
 #include "base/error.h"
 #include "base/yaml.h"
 #include "models/families/families.h"
 #include "models/kinds/config_reader.h"
+#include "models/kinds/hf_config.h"
 #include "models/kinds/nemo_base.h"
+#include "models/kinds/template.h"
 
 namespace reshard {
 namespace {
@@ -51,13 +54,24 @@ void RequireText(const ConfigReader& reader, std::string_view key, std::string_v
         .At("reading", reader.path());
 }
 
+// What else changes the function that a model computes, and the one value (as JSON) that is handled; also that of a key
+// which is not there.
+struct Setting {
+  std::string_view key, handled;
+};
+constexpr Setting kSettings[] = {
+    {"layernorm_zero_centered_gamma", "false"}, {"rotary_percentage", "1.0"}, {"rotary_interleaved", "false"},
+    {"transformer_block_type", "\"pre_ln\""},   {"headscale", "false"},
+};
+
 void RefuseUnsupported(const ConfigReader& reader) {
   RequireText(reader, "activation", "gelu", {"fast-swiglu", "swiglu"});
   RequireText(reader, "normalization", "layernorm", {"rmsnorm"});
   RequireText(reader, "position_embedding_type", "learned_absolute", {"rope"});
   auto refuse = [&](const std::string& what) { throw Error(Code::kUnsupported, what).At("reading", reader.path()); };
-  if (reader.Bool("layernorm_zero_centered_gamma", false)) refuse("layernorm_zero_centered_gamma true, expected false");
-  if (reader.Number("rotary_percentage", 1.0).get<double>() != 1.0) refuse("rotary_percentage, expected 1.0");
+  for (const Setting& row : kSettings)
+    if (const Json& value = reader.At(row.key); !value.is_null() && value != Json::parse(row.handled))
+      refuse(fmt::format("{} {}, expected {}", row.key, value.dump(), row.handled));
   if (!reader.At("num_moe_experts").is_null()) refuse("a mixture of experts (num_moe_experts), expected a dense model");
 }
 
@@ -80,11 +94,6 @@ bool CanMean(const Family& family, const std::set<std::string_view>& flags) {
       if (other.key == flag.key && (flags.count(other.flag) > 0) != set) return false;
   }
   return found == flags.size();
-}
-
-bool HasWindow(const Family& family) {
-  return std::any_of(family.defaults.begin(), family.defaults.end(),
-                     [](const ConfigDefault& row) { return row.key == "sliding_window"; });
 }
 
 const Family& FamilyOf(const ConfigReader& reader, const std::set<std::string_view>& flags, bool window,
@@ -119,72 +128,75 @@ void ReadSizes(const ConfigReader& reader, Model& model) {
 }
 
 Json RopeScaling(const ConfigReader& reader) {
-  Json factor = reader.Number("seq_len_interpolation_factor", nullptr);
+  Json factor = reader.Positive("seq_len_interpolation_factor", nullptr);
   bool llama3 = reader.Bool("scale_positional_embedding", false);
   const Json& stored = reader.At("rope_scaling");
   if (int(!factor.is_null()) + int(llama3) + int(!stored.is_null()) > 1)
     throw Mismatch(reader.path(),
                    "more than one of seq_len_interpolation_factor, scale_positional_embedding and rope_scaling, "
                    "expected at most one");
-  if (!stored.is_null()) return stored;
+  if (!stored.is_null()) {
+    if (!stored.is_object() || !stored.contains("rope_type"))
+      throw Error(Code::kCorrupt,
+                  fmt::format("'rope_scaling' is {}, expected an object with a rope_type", stored.dump()))
+          .At("reading", reader.path());
+    return RopeScalingOf(stored, reader.path());
+  }
   if (llama3) return Llama3Scaling();
   return factor.is_null() ? Json(nullptr) : Json{{"factor", factor}, {"rope_type", "linear"}};
 }
 
+// [tokens before, tokens after]; null or -1 before: all.
 Json Window(const ConfigReader& reader) {
-  const Json& window = reader.At("window_size");  // [tokens before, tokens after]
-  if (window.is_null() || (window.is_array() && !window.empty() && window[0].is_null())) return nullptr;
-  if (!window.is_array() || window.empty() || !window[0].is_number_unsigned())
+  const Json& window = reader.At("window_size");
+  if (window.is_null()) return nullptr;
+  auto is_end = [](const Json& end) { return end.is_null() || end == -1 || end.is_number_unsigned(); };
+  if (!window.is_array() || window.size() != 2 || !is_end(window[0]) || !is_end(window[1]))
     throw Error(Code::kCorrupt, fmt::format("'window_size' is {}, expected two numbers", window.dump()))
+        .At("reading", reader.path());
+  if (!window[0].is_number_unsigned()) return nullptr;
+  if (window[1] != 0)
+    throw Error(Code::kUnsupported, fmt::format("window_size {}, expected no tokens after the present one, [{}, 0]",
+                                                window.dump(), window[0].dump()))
         .At("reading", reader.path());
   return window[0];
 }
 
-// The rows of the embedding that are the vocabulary's: what somebody vouches for, else all of them, which is sure only
-// where padding is impossible.
+// A number of rows that are the vocabulary's, and who says so.
+struct Claim {
+  std::string_view by;
+  uint64_t rows;
+};
+
+// The rows of the embedding that are the vocabulary's: what is claimed, by all alike; else all, which is sure only
+// where they cannot be padded. override_vocab_size may count padded rows too (NeMo makes exactly that many), but then
+// they are those that Megatron's padding gives.
 uint64_t Vocabulary(const ConfigReader& reader, uint64_t stored_rows, const NemoHints& hints, std::string& doubt) {
-  uint64_t rows = reader.Size("override_vocab_size", 0);
-  if (hints.template_model) rows = hints.template_model->sizes['V'];
-  if (hints.vocab_size) rows = *hints.vocab_size;
-  uint64_t multiple = reader.Size("make_vocab_size_divisible_by", 128);
-  if (rows == 0 && multiple > 1)
-    doubt = fmt::format(
-        "embedding.word_embeddings.weight has {} rows, of which up to {} may be padding, expected to be told how many "
-        "are "
-        "the vocabulary's; give --vocab_size or --hf_model_name",
-        stored_rows, multiple - 1);
-  if (rows == 0) rows = stored_rows;
-  if (rows > stored_rows)
+  uint64_t multiple = reader.Size("make_vocab_size_divisible_by", 128) * reader.Size("tensor_model_parallel_size", 1);
+  std::vector<Claim> claims;
+  if (hints.template_model) claims.push_back({"the template", hints.template_model->sizes['V']});
+  if (hints.vocab_size) claims.push_back({"--vocab_size", *hints.vocab_size});
+  if (uint64_t rows = reader.Size("override_vocab_size", 0)) claims.push_back({"override_vocab_size", rows});
+  if (claims.empty()) {
+    if (multiple > 1)
+      doubt = fmt::format(
+          "embedding.word_embeddings.weight has {} rows, of which up to {} may be padding, expected to be told how "
+          "many are the vocabulary's; give --vocab_size or --hf_model_name",
+          stored_rows, multiple - 1);
+    return stored_rows;
+  }
+  const Claim& first = claims.front();
+  for (const Claim& claim : claims) {
+    bool padded = claim.by == "override_vocab_size" && claim.rows == RoundUp(first.rows, multiple);
+    if (claim.rows != first.rows && !padded)
+      throw Mismatch(reader.path(), fmt::format("the vocabulary has {} rows by {} and {} by {}, expected one number",
+                                                first.rows, first.by, claim.rows, claim.by));
+  }
+  if (first.rows > stored_rows)
     throw Mismatch(reader.path(),
                    fmt::format("embedding.word_embeddings.weight has {} rows, expected at least {} for the vocabulary",
-                               stored_rows, rows));
-  return rows;
-}
-
-// A template may know more than a NeMo config, never something else.
-void CheckTemplate(const ConfigReader& reader, const Model& model, const Model& known) {
-  std::vector<std::string> problems;
-  auto compare = [&](const char* name, const Json& ours, const Json& theirs) {
-    if (ours != theirs)
-      problems.push_back(
-          fmt::format("{}: {} in {}, {} in the template", name, ours.dump(), reader.path(), theirs.dump()));
-  };
-  for (auto [name, symbol] :
-       {std::pair{"hidden size", 'H'}, std::pair{"ffn hidden size", 'F'}, std::pair{"layers", 'L'},
-        std::pair{"attention heads", 'A'}, std::pair{"query groups", 'G'}, std::pair{"head size", 'D'}})
-    compare(name, model.sizes[symbol], known.sizes[symbol]);
-  const HyperParameters &ours = model.hyper, &theirs = known.hyper;
-  compare("rms_norm_eps", ours.rms_norm_eps, theirs.rms_norm_eps);
-  compare("rope_theta", ours.rope_theta, theirs.rope_theta);
-  compare("sliding_window", ours.sliding_window, theirs.sliding_window);
-  // NeMo's own llama3 switch says no more than the type: the template's numbers are the better knowledge.
-  bool both_llama3 = ours.rope_scaling == Llama3Scaling() && theirs.rope_scaling.is_object() &&
-                     theirs.rope_scaling["rope_type"] == "llama3";
-  if (!both_llama3) compare("rope_scaling", ours.rope_scaling, theirs.rope_scaling);
-  if (problems.empty()) return;
-  Error error(Code::kMismatch, "the template of --hf_model_name is of another model, expected one that agrees:");
-  error.At("reading", reader.path()).Also(std::move(problems));
-  throw error;
+                               stored_rows, first.rows));
+  return first.rows;
 }
 
 // -- writing ----------------------------------------------------------------------------------------------------------
@@ -251,6 +263,18 @@ Json Precision(Dtype dtype) {
   }
 }
 
+// A copy of the text in which a top-level key has another scalar.
+std::string WithNemoScalar(const std::string& text, std::string key, const std::string& value,
+                           const std::string& path) {
+  key += ":";
+  size_t at = text.starts_with(key) ? 0 : text.find("\n" + key);
+  if (at == std::string::npos)
+    throw Error(Code::kUnsupported, fmt::format("there is no '{}' at the top, expected one to set to {}", key, value))
+        .At("reading", path);
+  size_t begin = text.find(':', at) + 1, end = std::min(text.find('\n', begin), text.size());
+  return text.substr(0, begin) + " " + value + text.substr(end);
+}
+
 }  // namespace
 
 Model ModelFromNemoConfig(const Json& config, const std::string& path, uint64_t stored_rows, const NemoHints& hints,
@@ -260,10 +284,10 @@ Model ModelFromNemoConfig(const Json& config, const std::string& path, uint64_t 
   ReadSizes(reader, model);
   RefuseUnsupported(reader);
   HyperParameters& hyper = model.hyper;
-  hyper.rms_norm_eps = reader.Number("layernorm_epsilon", 1e-5);
+  hyper.rms_norm_eps = reader.Positive("layernorm_epsilon", 1e-5);
   hyper.initializer_range = reader.Number("init_method_std", 0.02);
   hyper.max_position_embeddings = reader.Size("max_position_embeddings", reader.Size("encoder_seq_length", 2048));
-  hyper.rope_theta = reader.Number("rotary_base", 10000.0);
+  hyper.rope_theta = reader.Positive("rotary_base", 10000.0);
   hyper.rope_scaling = RopeScaling(reader);
   hyper.sliding_window = Window(reader);
   hyper.hidden_act = "silu";
@@ -271,13 +295,12 @@ Model ModelFromNemoConfig(const Json& config, const std::string& path, uint64_t 
   model.family = &FamilyOf(reader, flags, !hyper.sliding_window.is_null(), hints);
   for (const Flag& flag : model.family->flags)
     if (flags.count(flag.flag)) model.flags.push_back(flag.flag);
-  model.tied = reader.Bool("share_embeddings_and_output_weights", false);
+  model.tied = reader.Bool(kShareEmbeddings, false);
   model.layers = LayerPlan(*model.family, model.sizes['L'], config, path);
   model.sizes['V'] = Vocabulary(reader, stored_rows, hints, doubt);
   if (hints.template_model) {
-    CheckTemplate(reader, model, *hints.template_model);
-    model.tied = model.tied || hints.template_model->tied;
-    hyper.rope_scaling = hints.template_model->hyper.rope_scaling;
+    CheckTemplate(model, *hints.template_model, {}, path);
+    model.tied = hints.template_model->tied;
   }
   return model;
 }
@@ -300,7 +323,7 @@ std::string NemoConfigText(const Model& model, const NemoConfigOptions& options)
   config["init_method_std"] = hyper.initializer_range;
   config["layernorm_epsilon"] = hyper.rms_norm_eps;
   config["make_vocab_size_divisible_by"] = VocabularyDivisor(sizes['V']);
-  config["share_embeddings_and_output_weights"] = model.tied;
+  config[std::string(kShareEmbeddings)] = model.tied;
   if (base == NemoBase::kQwen) config["override_vocab_size"] = sizes['V'];
   SetBiases(model, config);
   SetTokenizer(base, options, config);
@@ -314,15 +337,13 @@ std::string NemoConfigText(const Model& model, const NemoConfigOptions& options)
 }
 
 std::string WithNemoPrecision(const std::string& text, Dtype dtype, const std::string& path) {
-  std::string key = "precision:";
-  size_t at = text.rfind(key, 0) == 0 ? 0 : text.find("\n" + key);
-  if (at == std::string::npos)
-    throw Error(Code::kUnsupported, "there is no top-level 'precision', expected one to set to the new dtype")
-        .At("reading", path);
-  size_t begin = text.find(':', at) + 1, end = std::min(text.find('\n', begin), text.size());
   Json precision = Precision(dtype);
-  return text.substr(0, begin) + " " + (precision.is_string() ? precision.get<std::string>() : precision.dump()) +
-         text.substr(end);
+  return WithNemoScalar(text, "precision", precision.is_string() ? precision.get<std::string>() : precision.dump(),
+                        path);
+}
+
+std::string WithNemoUntied(const std::string& text, const std::string& path) {
+  return WithNemoScalar(text, std::string(kShareEmbeddings), "false", path);
 }
 
 }  // namespace reshard

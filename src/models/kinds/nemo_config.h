@@ -8,6 +8,8 @@
 
 namespace reshard {
 
+constexpr std::string_view kShareEmbeddings = "share_embeddings_and_output_weights";
+
 // What a NeMo config leaves open, from a user or a template.
 struct NemoHints {
   std::string model_type;  // a group of families; empty: any
@@ -16,9 +18,9 @@ struct NemoHints {
 };
 
 // The model of a config, `stored_rows` being the rows of its embedding array. Errors: kUnsupported (an activation, norm
-// or position embedding that is not handled, experts), kMismatch (no family has these biases and norms; a template of
-// other sizes), kCorrupt (a key of a wrong type). Where the vocabulary may be padded and nobody vouches for its size,
-// all rows are taken for it and `doubt` says so.
+// or another setting that is not handled, experts), kMismatch (no family has these biases and norms; a template of
+// another model; vocabularies that contradict one another or the rows), kCorrupt (a key of a wrong type). Where the
+// vocabulary may be padded and nobody vouches for its size, all rows are taken for it and `doubt` says so.
 Model ModelFromNemoConfig(const Json& config, const std::string& path, uint64_t stored_rows, const NemoHints& hints,
                           std::string& doubt);
 
@@ -33,7 +35,9 @@ struct NemoConfigOptions {
 // attention biases without MLP biases, windows that differ from layer to layer.
 std::string NemoConfigText(const Model& model, const NemoConfigOptions& options);
 
-// A copy of the text of a model_config.yaml with another precision.
+// Copies of the text of a model_config.yaml with another precision; with embeddings that are not shared. Errors:
+// kUnsupported where there is no such key at the top.
 std::string WithNemoPrecision(const std::string& text, Dtype dtype, const std::string& path);
+std::string WithNemoUntied(const std::string& text, const std::string& path);
 
 }  // namespace reshard

@@ -11,8 +11,11 @@ namespace reshard {
 void CheckTemplate(const Model& model, const Model& known, const std::vector<std::string>& unsaid,
                    const std::string& path) {
   std::vector<std::string> problems;
+  auto is_unsaid = [&](const std::string& name) {
+    return std::find(unsaid.begin(), unsaid.end(), name) != unsaid.end();
+  };
   auto compare = [&](const std::string& name, const Json& ours, const Json& theirs) {
-    if (ours != theirs && std::find(unsaid.begin(), unsaid.end(), name) == unsaid.end())
+    if (ours != theirs && !is_unsaid(name))
       problems.push_back(fmt::format("{}: {} in {}, {} in the template", name, ours.dump(), path, theirs.dump()));
   };
   compare("family", model.family->name, known.family->name);
@@ -26,7 +29,9 @@ void CheckTemplate(const Model& model, const Model& known, const std::vector<std
   compare("rope_theta", ours.rope_theta, theirs.rope_theta);
   compare("rope_scaling", ours.rope_scaling, theirs.rope_scaling);
   compare("sliding_window", ours.sliding_window, theirs.sliding_window);
-  compare("tie_word_embeddings", model.tied, known.tied);
+  if (!is_unsaid("sliding_window")) compare("layers with a window", ours.layered_window, theirs.layered_window);
+  // A head of its own may be that of a tied model, stored twice: then reading compares the two.
+  if (model.tied) compare("tie_word_embeddings", true, known.tied);
   if (problems.empty()) return;
   Error error(Code::kMismatch, "the template of --hf_model_name is of another model, expected one that agrees:");
   throw error.At("reading", path).Also(std::move(problems));

@@ -118,16 +118,14 @@ class TrtllmReader {
   }
 
   void ListFiles() {
-    for (const std::string& name : io_.List(checkpoint_.folder)) {
+    for (const std::string& name : Entries(io_, checkpoint_.folder)) {
       const std::optional<uint64_t> rank = RankOfFile(name);
       if (rank && *rank >= checkpoint_.ranks.size())
         throw Error(Code::kMismatch,
                     fmt::format("the config has {} ranks, expected no file of rank {}; it may be of another run",
                                 checkpoint_.ranks.size(), *rank))
             .At("reading", JoinPath(checkpoint_.folder, name));
-      if (rank || name == kConfig || name.starts_with(".reshard")) continue;
-      const auto info = io_.Stat(JoinPath(checkpoint_.folder, name));
-      if (info) checkpoint_.side_files.push_back(name + (info->type == FileInfo::Type::kDirectory ? "/" : ""));
+      if (!rank && name != kConfig && !name.starts_with(".reshard")) checkpoint_.side_files.push_back(name);
     }
   }
 
@@ -142,7 +140,7 @@ class TrtllmReader {
     checkpoint_.files.push_back({path, name, info->size, info->mtime_ns, info->inode});
     for (StoredTensor& tensor : safetensors::ReadFile(io_, path, number, options_.max_header)) {
       if (IsConstant(tensor.name)) {
-        checkpoint_.ignored.push_back(FullName(kTrtllm, checkpoint_.ranks.size(), rank, tensor.name));
+        checkpoint_.ignored.push_back(FullName("", checkpoint_.ranks.size(), rank, tensor.name));
         continue;
       }
       if (!IsCastable(tensor.dtype))
