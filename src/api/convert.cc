@@ -134,6 +134,22 @@ struct Conversion::State {
     return record;
   }
 
+  // Nothing where an earlier run staged nothing, or where record and files are not what they were.
+  std::optional<ExecuteReport> Staged(const Stage& stage) const {
+    if (!stage.executed()) return std::nullopt;
+    ExecuteReport done;
+    try {
+      done = FromRecord(*stage.executed());
+    } catch (const Json::exception&) {
+      return std::nullopt;
+    }
+    const std::vector<FileLayout>& files = planned.plan.files;
+    if (done.hashes.size() != files.size()) return std::nullopt;
+    for (size_t i = 0; i < files.size(); ++i)
+      if (HashOf(io, JoinPath(stage.folder(), files[i].path), options.run) != done.hashes[i]) return std::nullopt;
+    return done;
+  }
+
   static ExecuteReport FromRecord(const Json& record) {
     ExecuteReport done;
     done.bytes_read = record.at("bytes_read");
@@ -216,37 +232,46 @@ struct Conversion::State {
     std::unique_ptr<Io> discarding = DiscardingIo(io);
     std::unique_ptr<Stage> stage = Claim(io, TargetFolder());
     if (!stage) return {true, 0, 0, 0, {}};
+    ExecuteReport done = OrDiscard(*stage, [&] { return Move(*discarding, stage->folder()); });
+    stage->Discard();
+    return ReportOf(done);
+  }
+
+  // Does `work`. Where it fails, what is staged goes, and if that fails too the next run tries again.
+  template <typename Work>
+  static auto OrDiscard(Stage& stage, Work work) -> decltype(work()) {
     try {
-      ExecuteReport done = Move(*discarding, stage->folder());
-      stage->Discard();
-      return ReportOf(done);
+      return work();
     } catch (...) {
-      stage->Discard();
+      try {
+        stage.Discard();
+      } catch (const Error&) {
+      }
       throw;
     }
+  }
+
+  ExecuteReport Fill(Stage& stage) {
+    CheckFreeSpace(io, planned.plan, options.output, options.replace);
+    ExecuteReport done = Move(io, stage.folder());
+    stage.MarkExecuted(Record(done));
+    return done;
   }
 
   ConvertReport Run() {
     if (options.discard) return Discard();
     std::unique_ptr<Stage> stage = Claim(io, TargetFolder());
-    if (!stage) return {true, 0, 0, planned.plan.files.size(), {}};
-    ExecuteReport done;
-    try {
-      if (stage->executed()) {
-        done = FromRecord(*stage->executed());
-      } else {
-        CheckFreeSpace(io, planned.plan, options.output, options.replace);
-        done = Move(io, stage->folder());
-        stage->MarkExecuted(Record(done));
-      }
-    } catch (...) {
+    std::optional<ExecuteReport> done;
+    if (stage && stage->executed() && !(done = Staged(*stage))) {
       stage->Discard();
-      throw;
+      stage = Claim(io, TargetFolder());
     }
-    RefuseOverflow(done);
-    if (options.verify) VerifyStaged(stage->folder());
-    stage->Publish(Receipt(done));
-    return ReportOf(done);
+    if (!stage) return {true, 0, 0, planned.plan.files.size(), {}};
+    if (!done) done = OrDiscard(*stage, [&] { return Fill(*stage); });
+    RefuseOverflow(*done);
+    if (options.verify) OrDiscard(*stage, [&] { VerifyStaged(stage->folder()); });
+    stage->Publish(Receipt(*done));
+    return ReportOf(*done);
   }
 };
 
