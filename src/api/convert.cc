@@ -81,8 +81,20 @@ struct Conversion::State {
     if (source_kind.name == kNemo.name) open.template_path = TemplateFolder(io, options);
     source = OpenCheckpoint(io, options.input, options.from, open);
     planned = MakePlan(io, source, kind, target);
+    CheckNames();
     execute = FitWorkers(options.run, [&](uint64_t dense) { return WorkerBytes(planned.plan, dense); });
     Describe(kind);
+  }
+
+  // Records are JSON, in which every name has to be text.
+  void CheckNames() const {
+    auto check = [](const std::string& name) {
+      if (!IsUtf8(name))
+        throw Error(Code::kPermission, "the name is not UTF-8, expected UTF-8 as in the receipt; rename it")
+            .At("planning with", name);
+    };
+    check(options.hf_model_name);
+    for (const FileLayout& file : planned.plan.files) check(file.path);
   }
 
   void Describe(const Kind& kind) {

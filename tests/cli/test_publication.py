@@ -290,6 +290,29 @@ def test_error_is_not_that_of_cleaning_up(source, tmp_path):
     assert_refused(result, (7,), r"(reading|writing) .*: Too many open files")
 
 
+BAD_NAME = os.fsdecode(b"b\xffad")
+
+
+def test_source_whose_name_is_no_text(tmp_path):
+    source = tiny_model.write_hf(tmp_path / BAD_NAME)
+    assert_refused(run("convert", source, tmp_path / "out", "--to=nemo"), (3,), r"UTF-8", r"--hf_model_name")
+    convert(source, tmp_path / "hf", "--to=hf")
+    convert(source, tmp_path / "nemo", *TO_NEMO)
+
+
+def test_template_whose_name_is_no_text(nemo, tmp_path):
+    template = tiny_model.write_hf(tmp_path / BAD_NAME)
+    result = run("convert", nemo, tmp_path / "out", "--to=hf", f"--hf_model_name={template}")
+    assert_refused(result, (3,), r"UTF-8")
+
+
+def test_side_file_whose_name_is_no_text(source, tmp_path):
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates" / BAD_NAME).write_text("")
+    assert_refused(run("convert", source, tmp_path / "out", "--to=hf"), (3,), r"UTF-8")
+    assert not (tmp_path / "out").exists()
+
+
 # ---------------------------------------------------------------- side files
 
 def test_large_side_file_of_a_nemo_folder_is_copied(nemo, tmp_path):
