@@ -84,6 +84,7 @@ struct Conversion::State {
     CheckNames();
     execute = FitWorkers(options.run, [&](uint64_t dense) { return WorkerBytes(planned.plan, dense); });
     Describe(kind);
+    FindObstacles();
   }
 
   // Records are JSON, in which every name has to be text.
@@ -120,6 +121,16 @@ struct Conversion::State {
     report.copied = planned.copied;
     report.left = planned.left;
     report.notes = planned.notes;
+  }
+
+  // What Run would refuse as things are now.
+  void FindObstacles() {
+    try {
+      if (CheckTarget(io, TargetFolder()) && !options.discard)
+        CheckFreeSpace(io, planned.plan, options.output, options.replace);
+    } catch (const Error& error) {
+      report.obstacles.push_back(error.what());
+    }
   }
 
   Target TargetFolder() const {

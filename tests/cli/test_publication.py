@@ -333,3 +333,25 @@ def test_what_is_no_file_is_left(source, tmp_path):
     assert {"additional_chat_templates/fifo", "additional_chat_templates/folder"} <= set(planned["left"])
     convert(source, tmp_path / "out", "--to=hf")
     assert "additional_chat_templates/rag.jinja" in hashes(tmp_path / "out")
+
+
+# ---------------------------------------------------------------- what a script reads
+
+def test_result_as_json(source, tmp_path):
+    """The same keys say whether anything was done."""
+    done, again = (json.loads(convert(source, tmp_path / "out", "--to=hf", "--json").out) for _ in range(2))
+    assert (done["already_complete"], again["already_complete"]) == (False, True)
+    assert {key: done[key] for key in ("plan_id", "target", "files")} == {
+        key: again[key] for key in ("plan_id", "target", "files")}
+
+
+def test_plan_names_what_is_in_the_way(source, tmp_path):
+    def obstacles(*arguments):
+        return json.loads(run("plan", source, tmp_path / "out", "--to=hf", *arguments, "--json").out)["obstacles"]
+    assert obstacles() == []
+    convert(source, tmp_path / "out", "--to=hf")
+    assert obstacles() == []
+    text, = obstacles("--dtype=fp32")
+    assert "--override" in text
+    assert f"obstacle {text}\n" in run("plan", source, tmp_path / "out", "--to=hf", "--dtype=fp32").out
+    assert obstacles("--dtype=fp32", "--override") == []
