@@ -83,6 +83,7 @@ struct Conversion::State {
     planned = MakePlan(io, source, kind, target);
     CheckNames();
     execute = FitWorkers(options.run, [&](uint64_t dense) { return WorkerBytes(planned.plan, dense); });
+    execute.drop_source_cache = ExceedHalfOfRam(planned.plan.sources);
     Describe(kind);
     FindObstacles();
   }

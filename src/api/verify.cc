@@ -115,6 +115,7 @@ VerifyReport VerifyCheckpoints(const Checkpoint& a, const Checkpoint& b, const R
   ExecuteOptions execute = FitWorkers(options, CompareWorkerBytes);
   CallbackObserver observer(options);
   execute.observer = &observer;
+  execute.drop_source_cache = ExceedHalfOfRam(a.files) || ExceedHalfOfRam(b.files);
   for (const PartComparison& compared : Compare(paired.parts, a.files, b.files, PosixIo(), execute)) {
     const Part& part = paired.parts[compared.part];
     bool padding = part.sources.empty() || part.targets.empty();
