@@ -74,6 +74,7 @@ struct PlanReport {
   std::vector<NamedSize> files;  // of the target, in the order of publication
   uint64_t ops = 0, bytes_read = 0, bytes_written = 0, peak_memory = 0;
   std::vector<std::string> copied, left, notes;
+  std::vector<std::string> obstacles;  // why Run would fail as things are now: what the target holds, space
 };
 
 struct ConvertReport {

@@ -98,8 +98,22 @@ struct Conversion::State {
     if (source_kind.name != kHuggingFace.name) open.template_path = TemplateFolder(io, options);
     source = OpenCheckpoint(io, options.input, options.from, open);
     planned = MakePlan(io, source, kind, target);
+    CheckNames();
     execute = FitWorkers(options.run, [&](uint64_t dense) { return WorkerBytes(planned.plan, dense); });
+    execute.drop_source_cache = ExceedHalfOfRam(planned.plan.sources);
     Describe(kind);
+    FindObstacles();
+  }
+
+  // Records are JSON, in which every name has to be text.
+  void CheckNames() const {
+    auto check = [](const std::string& name) {
+      if (!IsUtf8(name))
+        throw Error(Code::kPermission, "the name is not UTF-8, expected UTF-8 as in the receipt; rename it")
+            .At("planning with", name);
+    };
+    check(options.hf_model_name);
+    for (const FileLayout& file : planned.plan.files) check(file.path);
   }
 
   void Describe(const Kind& kind) {
@@ -127,6 +141,16 @@ struct Conversion::State {
     report.notes = planned.notes;
   }
 
+  // What Run would refuse as things are now.
+  void FindObstacles() {
+    try {
+      if (CheckTarget(io, TargetFolder()) && !options.discard)
+        CheckFreeSpace(io, planned.plan, options.output, options.replace);
+    } catch (const Error& error) {
+      report.obstacles.push_back(error.what());
+    }
+  }
+
   Target TargetFolder() const {
     Target folder{options.output, planned.plan.id, {}, options.replace, AllMarkers()};
     for (const FileLayout& file : planned.plan.files) folder.files.push_back(file.path);
@@ -149,6 +173,22 @@ struct Conversion::State {
     for (const Overflow& overflow : done.overflows)
       record["overflows"].push_back({{"tensor", overflow.tensor}, {"count", overflow.count}});
     return record;
+  }
+
+  // Nothing where an earlier run staged nothing, or where record and files are not what they were.
+  std::optional<ExecuteReport> Staged(const Stage& stage) const {
+    if (!stage.executed()) return std::nullopt;
+    ExecuteReport done;
+    try {
+      done = FromRecord(*stage.executed());
+    } catch (const Json::exception&) {
+      return std::nullopt;
+    }
+    const std::vector<FileLayout>& files = planned.plan.files;
+    if (done.hashes.size() != files.size()) return std::nullopt;
+    for (size_t i = 0; i < files.size(); ++i)
+      if (HashOf(io, JoinPath(stage.folder(), files[i].path), options.run) != done.hashes[i]) return std::nullopt;
+    return done;
   }
 
   static ExecuteReport FromRecord(const Json& record) {
@@ -228,37 +268,46 @@ struct Conversion::State {
     std::unique_ptr<Io> discarding = DiscardingIo(io);
     std::unique_ptr<Stage> stage = Claim(io, TargetFolder());
     if (!stage) return {true, 0, 0, 0, {}};
+    ExecuteReport done = OrDiscard(*stage, [&] { return Move(*discarding, stage->folder()); });
+    stage->Discard();
+    return ReportOf(done);
+  }
+
+  // Does `work`. Where it fails, what is staged goes, and if that fails too the next run tries again.
+  template <typename Work>
+  static auto OrDiscard(Stage& stage, Work work) -> decltype(work()) {
     try {
-      ExecuteReport done = Move(*discarding, stage->folder());
-      stage->Discard();
-      return ReportOf(done);
+      return work();
     } catch (...) {
-      stage->Discard();
+      try {
+        stage.Discard();
+      } catch (const Error&) {
+      }
       throw;
     }
+  }
+
+  ExecuteReport Fill(Stage& stage) {
+    CheckFreeSpace(io, planned.plan, options.output, options.replace);
+    ExecuteReport done = Move(io, stage.folder());
+    stage.MarkExecuted(Record(done));
+    return done;
   }
 
   ConvertReport Run() {
     if (options.discard) return Discard();
     std::unique_ptr<Stage> stage = Claim(io, TargetFolder());
-    if (!stage) return {true, 0, 0, planned.plan.files.size(), {}};
-    ExecuteReport done;
-    try {
-      if (stage->executed()) {
-        done = FromRecord(*stage->executed());
-      } else {
-        CheckFreeSpace(io, planned.plan, options.output, options.replace);
-        done = Move(io, stage->folder());
-        stage->MarkExecuted(Record(done));
-      }
-    } catch (...) {
+    std::optional<ExecuteReport> done;
+    if (stage && stage->executed() && !(done = Staged(*stage))) {
       stage->Discard();
-      throw;
+      stage = Claim(io, TargetFolder());
     }
-    RefuseOverflow(done);
-    if (options.verify) VerifyStaged(stage->folder());
-    stage->Publish(Receipt(done));
-    return ReportOf(done);
+    if (!stage) return {true, 0, 0, planned.plan.files.size(), {}};
+    if (!done) done = OrDiscard(*stage, [&] { return Fill(*stage); });
+    RefuseOverflow(*done);
+    if (options.verify) OrDiscard(*stage, [&] { VerifyStaged(stage->folder()); });
+    stage->Publish(Receipt(*done));
+    return ReportOf(*done);
   }
 };
 

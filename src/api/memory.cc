@@ -28,6 +28,12 @@ uint64_t ResidentMemory() {
   return pages ? resident * static_cast<uint64_t>(sysconf(_SC_PAGESIZE)) : 0;
 }
 
+bool ExceedHalfOfRam(const std::vector<SourceFile>& files) {
+  uint64_t bytes = 0;
+  for (const SourceFile& file : files) bytes += file.size;
+  return bytes / static_cast<uint64_t>(sysconf(_SC_PAGESIZE)) > static_cast<uint64_t>(sysconf(_SC_PHYS_PAGES)) / 2;
+}
+
 ExecuteOptions FitWorkers(const RunOptions& options, const std::function<uint64_t(uint64_t)>& worker_bytes) {
   uint64_t taken = ResidentMemory() + kSlack;
   unsigned workers = options.workers ? options.workers : DefaultWorkers();

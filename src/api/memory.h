@@ -12,6 +12,9 @@ namespace reshard {
 // Resident memory of this process now, in bytes.
 uint64_t ResidentMemory();
 
+// Whether reading the files would leave nothing else in the page cache: then it should forget them.
+bool ExceedHalfOfRam(const std::vector<SourceFile>& files);
+
 // Workers and dense buffers within options.max_memory. `worker_bytes` says what one worker takes with a dense buffer of
 // so many bytes. Smaller buffers rather than fewer workers, fewer workers rather than none; a number of workers that
 // the user gave is kept. Errors: kInvalidArgument with the memory that would do.

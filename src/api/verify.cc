@@ -71,25 +71,29 @@ void CompareHyperParameters(const Checkpoint& a, const Checkpoint& b, VerifyRepo
 std::string CheckAgainstReceipt(Io& io, const std::string& folder, const Json& entry, const RunOptions& options,
                                 ReceiptReport& report) {
   std::string name = entry.at("path"), path = JoinPath(folder, name);
+  uint64_t size = entry.at("size");
   auto info = io.Stat(path);
-  if (!info) return fmt::format("{}: missing, expected {} bytes", name, entry.at("size").get<uint64_t>());
-  if (info->size != entry.at("size").get<uint64_t>())
-    return fmt::format("{}: {} bytes, expected {}", name, info->size, entry.at("size").get<uint64_t>());
-  std::unique_ptr<File> file = io.OpenRead(path);
-  std::vector<char> buffer(kIoBuffer);
-  Xxh3 hash;
-  for (uint64_t at = 0; at < info->size; at += buffer.size()) {
-    if (options.stop && *options.stop) throw Error(Code::kCancelled, "stopped by a signal");
-    uint64_t size = std::min<uint64_t>(buffer.size(), info->size - at);
-    file->ReadAt(buffer.data(), size, at);
-    hash.Update(buffer.data(), size);
-    report.bytes += size;
-  }
-  std::string found = Hex(hash.Digest()), expected = entry.at("xxh3");
+  if (!info) return fmt::format("{}: missing, expected {} bytes", name, size);
+  if (info->size != size) return fmt::format("{}: {} bytes, expected {}", name, info->size, size);
+  std::string found = Hex(HashOf(io, path, options)), expected = entry.at("xxh3");
+  report.bytes += size;
   return found == expected ? "" : fmt::format("{}: XXH3 {}, expected {}", name, found, expected);
 }
 
 }  // namespace
+
+uint64_t HashOf(Io& io, const std::string& path, const RunOptions& options) {
+  std::unique_ptr<File> file = io.OpenRead(path);
+  std::vector<char> buffer(kIoBuffer);
+  Xxh3 hash;
+  for (uint64_t at = 0, end = file->Info().size; at < end; at += buffer.size()) {
+    if (options.stop && *options.stop) throw Error(Code::kCancelled, "stopped by a signal");
+    uint64_t size = std::min<uint64_t>(buffer.size(), end - at);
+    file->ReadAt(buffer.data(), size, at);
+    hash.Update(buffer.data(), size);
+  }
+  return hash.Digest();
+}
 
 std::vector<std::pair<std::string, Json>> HyperParametersOf(const Model& model) {
   const Sizes& sizes = model.sizes;
@@ -126,6 +130,7 @@ VerifyReport VerifyCheckpoints(Checkpoint a, Checkpoint b, const RunOptions& opt
   ExecuteOptions execute = FitWorkers(options, CompareWorkerBytes);
   CallbackObserver observer(options);
   execute.observer = &observer;
+  execute.drop_source_cache = ExceedHalfOfRam(a.files) || ExceedHalfOfRam(b.files);
   for (const PartComparison& compared : Compare(paired.parts, a.files, b.files, PosixIo(), execute)) {
     const Part& part = paired.parts[compared.part];
     bool padding = part.sources.empty() || part.targets.empty();

@@ -95,7 +95,9 @@ Error SystemError(int error_number, std::string doing, std::string path) {
     default:
       break;
   }
-  Error error(code, std::strerror(error_number));
+  std::string message = std::strerror(error_number);
+  if (error_number == EFBIG) message += "; raise the limit (ulimit -f), or write smaller files";
+  Error error(code, std::move(message));
   error.At(std::move(doing), std::move(path));
   return error;
 }

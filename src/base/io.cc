@@ -210,6 +210,11 @@ class PosixIoImpl : public Io {
   void MakeDirectories(const std::string& path) override {
     std::error_code error;
     std::filesystem::create_directories(path, error);
+    if (error == std::errc::file_exists) {
+      throw Error(Code::kAlreadyExists,
+                  "found a file or a link that leads nowhere, expected a folder or nothing; delete it")
+          .At("making", path);
+    }
     if (error) throw SystemError(error.value(), "making", path);
   }
 

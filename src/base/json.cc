@@ -215,6 +215,15 @@ class Scanner {
 
 }  // namespace
 
+bool IsUtf8(const std::string& text) {
+  try {
+    Json(text).dump();
+    return true;
+  } catch (const Json::exception&) {
+    return false;
+  }
+}
+
 Json ParseJson(std::string_view text, const std::string& path) {
   CheckBytes(text, path);
   Builder builder(text, path);

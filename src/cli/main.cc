@@ -67,6 +67,9 @@ int Convert(Options& options, Log& log, bool plan_only) {
   ConvertReport report = conversion.Run();
   if (report.already_complete) {
     log.Done(fmt::format("{} is already complete", plan.target), {{"event", "already_complete"}, {"plan_id", plan.id}});
+    if (options.json)
+      Print(Dump(
+          {{"plan_id", plan.id}, {"target", plan.target}, {"already_complete", true}, {"files", plan.files.size()}}));
     return 0;
   }
   double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
@@ -85,6 +88,7 @@ int Convert(Options& options, Log& log, bool plan_only) {
   if (options.json)
     Print(Dump({{"plan_id", plan.id},
                 {"target", plan.target},
+                {"already_complete", false},
                 {"files", report.files},
                 {"bytes_read", report.bytes_read},
                 {"bytes_written", report.bytes_written},

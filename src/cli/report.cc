@@ -215,7 +215,8 @@ Json PlanJson(const PlanReport& plan) {
           {"peak_memory", plan.peak_memory},
           {"copied", plan.copied},
           {"left", plan.left},
-          {"notes", plan.notes}};
+          {"notes", plan.notes},
+          {"obstacles", plan.obstacles}};
 }
 
 std::string PlanText(const PlanReport& plan) {
@@ -229,6 +230,7 @@ std::string PlanText(const PlanReport& plan) {
   if (!plan.copied.empty()) text += Printable(fmt::format("copies   {}", fmt::join(plan.copied, ", "))) + "\n";
   if (!plan.left.empty()) text += Printable(fmt::format("leaves   {}", fmt::join(plan.left, ", "))) + "\n";
   for (const std::string& note : plan.notes) text += "note     " + Printable(note) + "\n";
+  for (const std::string& obstacle : plan.obstacles) text += "obstacle " + Printable(obstacle) + "\n";
   return text + "\n" + FileLines(plan.files);
 }
 

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <climits>
 #include <cstdint>
@@ -142,23 +143,25 @@ void RefuseIfAlive(const Chain& chain, const std::string& folder, int64_t now_ns
       .At("claiming", folder);
 }
 
-// Deletes a file at the end of a block, however that ends.
+// Deletes a file at the end of a block, however that ends, unless it is to be kept.
 class Temporary {
  public:
   Temporary(Io& io, std::string path) : io_(io), path_(std::move(path)) {}
   ~Temporary() {
     try {
-      io_.RemoveAll(path_);
+      if (!kept_) io_.RemoveAll(path_);
     } catch (...) {  // the next owner deletes it
     }
   }
   Temporary(const Temporary&) = delete;
   Temporary& operator=(const Temporary&) = delete;
   const std::string& path() const { return path_; }
+  void Keep() { kept_ = true; }
 
  private:
   Io& io_;
   const std::string path_;
+  bool kept_ = false;
 };
 
 }  // namespace
@@ -198,9 +201,15 @@ bool OwnerLock::TryAcquire() {
     throw;
   }
   // Meanwhile the chain may have been released and begun anew.
-  if (Held()) return true;
-  io_.RemoveAll(JoinPath(folder_, names_.back()));
-  return false;
+  Temporary made(io_, JoinPath(folder_, names_.back()));
+  if (!Held()) return false;
+  made.Keep();
+  return true;
+}
+
+bool OwnerLock::IsLeftover(const std::string& name) const {
+  return (name.starts_with("owner.") || name.starts_with("claim.")) &&
+         std::find(names_.begin(), names_.end(), name) == names_.end();
 }
 
 bool OwnerLock::Held() {

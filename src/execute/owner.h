@@ -39,6 +39,9 @@ class OwnerLock {
   // The names in the folder that belong to the lock.
   const std::vector<std::string>& names() const { return names_; }
 
+  // Of what runs that did not live to release left: names of a lock that are not this one's.
+  bool IsLeftover(const std::string& name) const;
+
  private:
   bool TryAcquire();
   void Beat();

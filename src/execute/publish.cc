@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <concepts>
 #include <filesystem>
 #include <map>
 #include <set>
@@ -42,6 +43,11 @@ std::string Parent(const std::string& path) { return std::filesystem::path(path)
 
 bool IsOurs(const std::string& entry) { return entry == kRoot || entry == kReceipt || entry == kLogs; }
 
+// The form of Plan::id.
+bool IsPlanId(const std::string& name) {
+  return name.size() == 16 && name.find_first_not_of("0123456789abcdef") == std::string::npos;
+}
+
 bool IsRelativeInside(const std::string& path) {
   const std::filesystem::path parts(path);
   return !path.empty() && !parts.is_absolute() && std::find(parts.begin(), parts.end(), "..") == parts.end();
@@ -50,12 +56,6 @@ bool IsRelativeInside(const std::string& path) {
 bool IsFileOfSize(Io& io, const std::string& path, uint64_t size) {
   const std::optional<FileInfo> info = io.Stat(path);
   return info && info->type == FileInfo::Type::kFile && info->size == size;
-}
-
-Error BadRecord(const std::string& path, const std::string& found) {
-  Error error(Code::kCorrupt, found + "; delete the file and convert again");
-  error.At("reading", path);
-  return error;
 }
 
 Json ReadRecord(Io& io, const std::string& path) { return ParseJson(ReadWholeFile(io, path, kMaxRecordBytes), path); }
@@ -70,12 +70,29 @@ void WriteRecord(Io& io, const Places& places, const Json& record, const std::st
   io.SyncDirectory(folder);
 }
 
+Error BadRecord(const std::string& path, const std::string& found) {
+  return Error(Code::kCorrupt, found + "; delete the file and convert again").At("reading", path);
+}
+
 template <typename T>
 T Field(const Json& record, const char* key, const std::string& path) {
   try {
-    return record.at(key).get<T>();
+    const Json& value = record.at(key);
+    // The library would make a huge number of a negative one.
+    if (!std::same_as<T, uint64_t> || value.is_number_unsigned()) return value.get<T>();
   } catch (const Json::exception&) {
-    throw BadRecord(path, fmt::format("found no valid '{}', expected a record of reshard", key));
+  }
+  throw BadRecord(path, fmt::format("found no valid '{}', expected a record of reshard", key));
+}
+
+// What `read` returns, or its empty value: a damaged record vouches for nothing.
+template <typename Read>
+auto UnlessDamaged(Read read) -> decltype(read()) {
+  try {
+    return read();
+  } catch (const Error& error) {
+    if (error.code() != Code::kCorrupt) throw;
+    return {};
   }
 }
 
@@ -212,14 +229,24 @@ class Publication {
 };
 
 bool IsComplete(Io& io, const Target& target) {
-  try {
-    const std::optional<Json> receipt = ReadReceipt(io, target.folder);
-    return receipt && receipt->at("plan_id") == target.plan_id &&
-           AllThere(io, target.folder, FilesOf(*receipt, target.folder));
-  } catch (const Error& error) {
-    if (error.code() != Code::kCorrupt) throw;
-    return false;  // an unreadable receipt vouches for nothing
+  const std::optional<Json> receipt = UnlessDamaged([&] { return ReadReceipt(io, target.folder); });
+  return receipt && receipt->at("plan_id") == target.plan_id &&
+         AllThere(io, target.folder, FilesOf(*receipt, target.folder));
+}
+
+// Through a link, or in a folder that is somebody else's, nothing is written and nothing deleted.
+void RefuseOddPlaces(Io& io, const Places& places) {
+  const std::optional<FileInfo> target = io.Stat(places.target), root = io.Stat(places.root);
+  if (target && target->type != FileInfo::Type::kDirectory) {
+    throw Error(Code::kAlreadyExists, "found a file, expected a folder or nothing").At("writing", places.target);
   }
+  if (!root || (root->type == FileInfo::Type::kDirectory &&
+                io.Canonical(places.root) == JoinPath(io.Canonical(places.target), kRoot))) {
+    return;
+  }
+  throw Error(Code::kAlreadyExists,
+              "found a file or a link, expected a folder that reshard made, or nothing; delete it")
+      .At("claiming", places.root);
 }
 
 void RefuseOldEntries(Io& io, const Target& target) {
@@ -236,20 +263,22 @@ void RefuseOldEntries(Io& io, const Target& target) {
 
 // What MarkExecuted was given, where all the files it saw are staged still.
 std::optional<Json> ReadExecuted(Io& io, const Places& places, const Target& target) {
-  const std::string path = JoinPath(places.plan, kExecuted);
-  if (!io.Stat(path)) return std::nullopt;
-  const Json executed = ReadRecord(io, path);
-  const std::vector<SizedFile> files = FilesOf(executed, path);
-  const auto same = [](const SizedFile& file, const std::string& name) { return file.path == name; };
-  if (!std::equal(files.begin(), files.end(), target.files.begin(), target.files.end(), same)) return std::nullopt;
-  if (!AllThere(io, places.files, files)) return std::nullopt;
-  return Field<Json>(executed, "record", path);
+  return UnlessDamaged([&]() -> std::optional<Json> {
+    const std::string path = JoinPath(places.plan, kExecuted);
+    if (!io.Stat(path)) return std::nullopt;
+    const Json executed = ReadRecord(io, path);
+    const std::vector<SizedFile> files = FilesOf(executed, path);
+    const auto same = [](const SizedFile& file, const std::string& name) { return file.path == name; };
+    if (!std::equal(files.begin(), files.end(), target.files.begin(), target.files.end(), same)) return std::nullopt;
+    if (!AllThere(io, places.files, files)) return std::nullopt;
+    return Field<Json>(executed, "record", path);
+  });
 }
 
 void RollForwardAll(Io& io, const std::string& folder) {
   for (const std::string& name : io.List(JoinPath(folder, kRoot))) {
     const Places places(folder, name);
-    if (!io.Stat(JoinPath(places.plan, kPublishing))) continue;
+    if (!IsPlanId(name) || !io.Stat(JoinPath(places.plan, kPublishing))) continue;
     Publication publication(io, places);
     publication.Load();
     publication.RollForward();
@@ -259,10 +288,33 @@ void RollForwardAll(Io& io, const std::string& folder) {
 // Deletes what earlier runs left in `.reshard`, but for one folder that is of use still.
 void DeleteLeftovers(Io& io, const Places& places, const OwnerLock& lock, const std::string& kept) {
   for (const std::string& name : io.List(places.root)) {
-    if (name == kept || std::count(lock.names().begin(), lock.names().end(), name) > 0) continue;
-    io.RemoveAll(JoinPath(places.root, name));
+    if (name != kept && (IsPlanId(name) || lock.IsLeftover(name))) io.RemoveAll(JoinPath(places.root, name));
   }
 }
+
+// A folder that goes again unless it is kept, if it was made here.
+class MadeFolder {
+ public:
+  MadeFolder(Io& io, std::string path) : io_(io), path_(std::move(path)), made_(!io.Stat(path_)) {
+    io_.MakeDirectories(path_);
+  }
+  ~MadeFolder() {
+    try {
+      if (made_ && !kept_) io_.RemoveEmptyDirectory(path_);
+    } catch (...) {  // an empty folder is left, in which the next run can work
+    }
+  }
+  MadeFolder(const MadeFolder&) = delete;
+  MadeFolder& operator=(const MadeFolder&) = delete;
+  bool made() const { return made_; }
+  void Keep() { kept_ = true; }
+
+ private:
+  Io& io_;
+  const std::string path_;
+  const bool made_;
+  bool kept_ = false;
+};
 
 class ClaimedStage : public Stage {
  public:
@@ -326,17 +378,20 @@ class ClaimedStage : public Stage {
 
 }  // namespace
 
-std::unique_ptr<Stage> Claim(Io& io, const Target& target) {
+bool CheckTarget(Io& io, const Target& target) {
   const Places places(target.folder, target.plan_id);
-  const std::optional<FileInfo> info = io.Stat(target.folder);
-  if (info && info->type != FileInfo::Type::kDirectory) {
-    throw Error(Code::kAlreadyExists, "found a file, expected a folder or nothing").At("writing", target.folder);
-  }
-  // Where no run has been at work, nothing is written before it is known that there is something to do.
-  if (!io.Stat(places.root)) {
-    if (IsComplete(io, target)) return nullptr;
-    RefuseOldEntries(io, target);
-  }
+  RefuseOddPlaces(io, places);
+  if (io.Stat(places.root)) return true;
+  if (IsComplete(io, target)) return false;
+  RefuseOldEntries(io, target);
+  return true;
+}
+
+std::unique_ptr<Stage> Claim(Io& io, const Target& target) {
+  // Nothing is written before it is known that there is something to do.
+  if (!CheckTarget(io, target)) return nullptr;
+  const Places places(target.folder, target.plan_id);
+  MadeFolder folder(io, target.folder), root(io, places.root);
   auto lock = std::make_unique<OwnerLock>(io, places.root);
   RollForwardAll(io, target.folder);
   if (IsComplete(io, target)) {
@@ -346,7 +401,10 @@ std::unique_ptr<Stage> Claim(Io& io, const Target& target) {
   RefuseOldEntries(io, target);
   std::optional<Json> executed = ReadExecuted(io, places, target);
   DeleteLeftovers(io, places, *lock, executed ? target.plan_id : "");
-  return std::make_unique<ClaimedStage>(io, target, std::move(lock), !info, std::move(executed));
+  MadeFolder plan(io, places.plan);
+  auto stage = std::make_unique<ClaimedStage>(io, target, std::move(lock), folder.made(), std::move(executed));
+  for (MadeFolder* made : {&folder, &root, &plan}) made->Keep();
+  return stage;
 }
 
 std::optional<Json> ReadReceipt(Io& io, const std::string& folder) {
@@ -355,6 +413,7 @@ std::optional<Json> ReadReceipt(Io& io, const std::string& folder) {
   Json receipt = ReadRecord(io, path);
   Field<std::string>(receipt, "plan_id", path);
   FilesOf(receipt, path);
+  for (const Json& row : receipt["files"]) Field<std::string>(row, "xxh3", path);
   return receipt;
 }
 

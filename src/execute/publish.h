@@ -5,7 +5,8 @@
 //   <target>/.reshard/<plan id>/executed     JSON, written when all of them are complete and synced
 //   <target>/.reshard/<plan id>/publishing   JSON, written before the first rename: what is to be published
 //   <target>/.reshard/<plan id>/old/...      what --override moved out of the way
-//   <target>/.reshard.json                   the receipt: has "plan_id", and "files" with a "path" and "size" each
+//   <target>/.reshard.json                   the receipt: has "plan_id", and "files" with a "path", "size" and "xxh3"
+//   each
 //
 // At every instant the target is the old checkpoint, or has no marker and the next run rolls it forward, or is the new
 // one; that is so after SIGKILL and power loss at any point.
@@ -39,8 +40,8 @@ class Stage {
   // The folder for the staged files; it exists, and is empty unless executed().
   virtual const std::string& folder() const = 0;
 
-  // What MarkExecuted of an earlier run of the same plan was given, if all staged files are still there: the data needs
-  // not be moved again (a cast that overflowed, then --allow_overflow).
+  // What MarkExecuted of an earlier run of the same plan was given, if all staged files are still there in their sizes:
+  // the data needs not be moved again (a cast that overflowed, then --allow_overflow) if its hashes are right too.
   virtual const std::optional<Json>& executed() const = 0;
   virtual void MarkExecuted(const Json& record) = 0;
 
@@ -52,19 +53,27 @@ class Stage {
   virtual void Discard() = 0;
 };
 
+// Whether there is something to do, as far as can be told without touching anything: false where Claim would say
+// "already complete". Errors are Claim's. A folder that a run has worked on is not looked into: what lies there may be
+// its own, and only Claim can tell.
+bool CheckTarget(Io& io, const Target& target);
+
 // Claims the target for this plan. Before that, a publication that an earlier run began (its `publishing` record is
 // there) and no live run is at is rolled forward to its end. Then:
 //   * the target has a receipt of this very plan id and its files are there with the receipt's sizes: returns nullptr,
 //     "already complete";
 //   * it holds any entry other than `conversion-logs`, `.reshard`, `.reshard.json` and not `replace`: kAlreadyExists,
 //     names the entry and --override;
+//   * it is no folder, or its `.reshard` is not a folder or is reached through a link: kAlreadyExists;
 //   * another live run owns the target: kAlreadyExists, with host and pid. An owner that is dead (same host and boot:
-//   no
-//     such process; same host, another boot; elsewhere: no heartbeat for 60 s) is taken over;
-//   * staging folders of other plans and of dead runs are deleted (a rerun starts again and never mixes in leftovers).
+//     no such process; same host, another boot; elsewhere: no heartbeat for 60 s) is taken over;
+//   * staging folders of other plans and of dead runs are deleted (a rerun starts again and never mixes in leftovers);
+//     anything else in `.reshard` is not ours, and stays.
+// A target folder that was made is gone again where claiming it fails.
 std::unique_ptr<Stage> Claim(Io& io, const Target& target);
 
-// The receipt of a checkpoint folder, if it has one. kCorrupt where it is not readable as one.
+// The receipt of a checkpoint folder, if it has one. kCorrupt where it is not readable as one: "plan_id", and "files"
+// with "path", "size" and "xxh3" each, are there.
 std::optional<Json> ReadReceipt(Io& io, const std::string& folder);
 
 }  // namespace reshard

@@ -6,6 +6,8 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <cerrno>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <functional>
@@ -238,13 +240,14 @@ TEST(Claim, KeepsWhatWasExecutedAndDeletesOtherLeftovers) {
     StageFiles(PosixIo(), *stage, Hf("new"));
     stage->MarkExecuted({{"overflows", 3}});
   }
-  Spit(scratch / "out/.reshard/another plan/files/config.json", "left");
+  Spit(scratch / "out/.reshard/fedcba9876543210/files/config.json", "left");
   Spit(scratch / "out/.reshard/claim.0", "left");
+  Spit(scratch / "out/.reshard/notes", "somebody's");
   {
     const auto stage = Claim(PosixIo(), target);
     ASSERT_TRUE(stage->executed());
     EXPECT_EQ(*stage->executed(), (Json{{"overflows", 3}}));
-    EXPECT_THAT(PosixIo().List(scratch / "out/.reshard"), testing::ElementsAre(kPlan, "owner"));
+    EXPECT_THAT(PosixIo().List(scratch / "out/.reshard"), testing::ElementsAre(kPlan, "notes", "owner"));
     Spit(JoinPath(stage->folder(), "config.json"), "cut");
   }
   {
@@ -256,6 +259,48 @@ TEST(Claim, KeepsWhatWasExecutedAndDeletesOtherLeftovers) {
   const auto stage = Claim(PosixIo(), target);
   EXPECT_FALSE(stage->executed());  // staged, but never marked
   EXPECT_THAT(PosixIo().List(stage->folder()), IsEmpty());
+}
+
+TEST(Claim, LeavesNoTraceWhereACallFails) {
+  for (uint64_t call = 1;; ++call) {
+    const ScratchFolder scratch;
+    FaultyIo io(PosixIo());
+    io.FailAt(call, EIO);
+    try {
+      const auto stage = Claim(io, TargetFor(scratch / "out", Hf("new")));
+      if (io.calls() < call) break;
+      continue;  // what failed can be done without
+    } catch (const Error& error) {
+      EXPECT_THAT(error.what(), HasSubstr(std::strerror(EIO)));
+    }
+    EXPECT_FALSE(fs::exists(scratch / "out")) << "call " << call;
+  }
+}
+
+TEST(Claim, IsRefusedThroughALink) {
+  const ScratchFolder scratch;
+  Spit(scratch / ("precious/" + std::string(kPlan) + "/executed"), "mine");
+  fs::create_directory(scratch / "out");
+  fs::create_directory_symlink("../precious", scratch / "out/.reshard");
+  const Target target = TargetFor(scratch / "out", Hf("new"));
+  EXPECT_EQ(ErrorOf([&] { CheckTarget(PosixIo(), target); }).code(), Code::kAlreadyExists);
+  EXPECT_EQ(ErrorOf([&] { Claim(PosixIo(), target); }).code(), Code::kAlreadyExists);
+  EXPECT_EQ(Slurp(scratch / ("precious/" + std::string(kPlan) + "/executed")), "mine");
+
+  // A target that is a link itself is where it leads to.
+  fs::create_directory(scratch / "elsewhere");
+  fs::create_directory_symlink("elsewhere", scratch / "link");
+  Convert(PosixIo(), TargetFor(scratch / "link", Hf("new")), Hf("new"));
+  ExpectPublished(scratch / "elsewhere", Hf("new"));
+}
+
+TEST(Claim, TakesADamagedRecordOfExecutionForNone) {
+  const ScratchFolder scratch;
+  const Target target = TargetFor(scratch / "out", Hf("new"));
+  for (const char* text : {"", "{", "[]", "{}", R"({"files": [{"path": "config.json", "size": -1}], "record": {}})"}) {
+    Spit(scratch / ("out/.reshard/" + std::string(kPlan) + "/executed"), text);
+    EXPECT_FALSE(Claim(PosixIo(), target)->executed()) << text;
+  }
 }
 
 TEST(Discard, DeletesTheFolderOnlyIfTheClaimMadeIt) {
@@ -276,8 +321,10 @@ TEST(Receipt, IsCorruptWhereItIsNotOne) {
   for (const char* text :
        {"", "[]", "{}", R"({"plan_id": 1, "files": []})", R"({"plan_id": "a", "files": {}})",
         R"({"plan_id": "a", "files": [{"path": "x"}]})", R"({"plan_id": "a", "files": [{"path": "x", "size": "1"}]})",
-        R"({"plan_id": "a", "files": [{"path": "../x", "size": 1}]})",
-        R"({"plan_id": "a", "files": [{"path": "/x", "size": 1}]})"}) {
+        R"({"plan_id": "a", "files": [{"path": "x", "size": -1, "xxh3": "0"}]})",
+        R"({"plan_id": "a", "files": [{"path": "x", "size": 1}]})",
+        R"({"plan_id": "a", "files": [{"path": "../x", "size": 1, "xxh3": "0"}]})",
+        R"({"plan_id": "a", "files": [{"path": "/x", "size": 1, "xxh3": "0"}]})"}) {
     Spit(scratch / ".reshard.json", text);
     const Error error = ErrorOf([&] { ReadReceipt(PosixIo(), scratch.path()); });
     EXPECT_EQ(error.code(), Code::kCorrupt) << text;

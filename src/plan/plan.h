@@ -60,7 +60,9 @@ struct SourceFile {
 };
 
 struct Plan {
-  std::string id;  // 16 hex digits, a hash of all that is below and of the sources' headers
+  // 16 hex digits, a hash of all that is below but the sources' paths, and of the sources' headers. Another model of
+  // the same shape, and a source that was written anew, give another id, because time or inode differ.
+  std::string id;
   std::vector<SourceFile> sources;
   std::vector<FileLayout> files;  // the target's, in the order of publication: the marker last
   std::vector<std::string> source_tensors, target_tensors;

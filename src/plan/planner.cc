@@ -196,13 +196,16 @@ class Planner {
   }
 
   // A whole file, as a part of bytes.
-  void AddCopies(const LaidOut& laid_out) {
+  void AddCopies(LaidOut& laid_out) {
     planned_.plan.files.clear();
     planned_.plan.sources = source_.files;
     for (const FileCopy& copy : laid_out.copies) {
       auto info = io_.Stat(copy.from);
-      if (!info || info->type != FileInfo::Type::kFile)
-        throw Error(Code::kCorrupt, "this is no file, expected one").At("reading", copy.from);
+      if (!info) throw Error(Code::kCorrupt, "there is no such file, expected one").At("reading", copy.from);
+      if (info->type != FileInfo::Type::kFile) {
+        laid_out.left.push_back(copy.to);
+        continue;
+      }
       Piece piece;
       piece.dtype = Dtype::kU8;
       piece.box = WholeBox({info->size});
@@ -328,23 +331,25 @@ class Planner {
     plan.id = Id(plan);
   }
 
-  // What the headers said of each source: its pieces. Small files count by their content.
-  std::vector<uint64_t> SourceHashes(const Plan& plan) {
+  // What the headers said of each source: its pieces.
+  static std::vector<uint64_t> SourceHashes(const Plan& plan) {
     std::vector<Hasher> hashers(plan.sources.size());
     for (const Part& part : plan.parts)
       for (const Piece& piece : part.sources) hashers[piece.file].Add(piece);
-    for (size_t i = source_.files.size(); i < plan.sources.size(); ++i)
-      hashers[i].Add(ReadWholeFile(io_, plan.sources[i].path, kMaxConfigBytes));
     std::vector<uint64_t> hashes;
     for (const Hasher& hasher : hashers) hashes.push_back(hasher.Digest());
     return hashes;
   }
 
+  // Headers do not tell two models of one shape apart, nor a file from what it is overwritten with: time and inode do.
   std::string Id(const Plan& plan) {
     Hasher hash;
     for (size_t i = 0; i < plan.sources.size(); ++i) {
-      hash.Add(plan.sources[i].relative);
-      hash.Add(plan.sources[i].size);
+      const SourceFile& source = plan.sources[i];
+      hash.Add(source.relative);
+      hash.Add(source.size);
+      hash.Add(static_cast<uint64_t>(source.mtime_ns));
+      hash.Add(source.inode);
       hash.Add(planned_.source_hashes[i]);
     }
     for (const FileLayout& file : plan.files) {

@@ -13,7 +13,7 @@ namespace reshard {
 // A plan with what people want to know of it besides.
 struct Planned {
   Plan plan;
-  std::vector<uint64_t> source_hashes;  // XXH3 of what each source's header said, of a small file's whole content
+  std::vector<uint64_t> source_hashes;  // XXH3 of what each source's header said
   std::vector<std::string> copied, left, notes;
 };
 

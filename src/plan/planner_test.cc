@@ -1,7 +1,9 @@
 #include "plan/planner.h"
 
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -217,6 +219,36 @@ TEST_F(PlanOfALlama, IsTheSameEachTime) {
   EXPECT_EQ(Make(kNemo).plan.id, plan.id);
   EXPECT_NE(Make(kHuggingFace).plan.id, plan.id);
   EXPECT_NE(Make(kNemo, Dtype::kF32).plan.id, plan.id);
+}
+
+// Another model of the same shape, or a source that was overwritten, must not pass for the one that was converted.
+TEST_F(PlanOfALlama, HasTheIdOfItsSources) {
+  const std::string path = JoinPath(folder_, "model.safetensors");
+  const std::string id = Make(kNemo).plan.id;
+  const FileInfo before = *PosixIo().Stat(path);
+  const auto set_time = [&](int64_t ns) {
+    const timespec times[2] = {{0, UTIME_OMIT}, {ns / 1'000'000'000, ns % 1'000'000'000}};
+    ASSERT_EQ(utimensat(AT_FDCWD, path.c_str(), times, 0), 0);
+  };
+  set_time(before.mtime_ns + 1);
+  EXPECT_NE(Make(kNemo).plan.id, id);
+  set_time(before.mtime_ns);
+  EXPECT_EQ(Make(kNemo).plan.id, id);
+
+  // Another file with the same bytes and time: a copy, or a model out of an archive that rounds its times.
+  WriteWholeFile(PosixIo(), path + ".copy", ReadWholeFile(PosixIo(), path, before.size));
+  PosixIo().Rename(path + ".copy", path);
+  set_time(before.mtime_ns);
+  EXPECT_NE(Make(kNemo).plan.id, id);
+}
+
+TEST_F(PlanOfALlama, LeavesWhatIsNoFile) {
+  const std::string templates = JoinPath(folder_, "additional_chat_templates");
+  PosixIo().MakeDirectories(JoinPath(templates, "folder"));
+  WriteWholeFile(PosixIo(), JoinPath(templates, "rag.jinja"), "rag");
+  const Planned planned = Make(kHuggingFace);
+  EXPECT_THAT(planned.copied, testing::ElementsAre("additional_chat_templates/rag.jinja"));
+  EXPECT_THAT(planned.left, testing::Contains("additional_chat_templates/folder"));
 }
 
 TEST_F(PlanOfALlama, ReadsEveryWeightOnceInSourceOrder) {

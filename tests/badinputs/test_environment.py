@@ -1,6 +1,7 @@
 """What is around a run: targets, limits, signals, closed streams, full disks, a second converter, a changing source."""
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -137,6 +138,8 @@ def test_full_disk_is_noticed_before_the_first_byte(middling, tmp_path):
         assert_refused(result, (7,), r"space|free", r"\d.*\d", r"bytes|[kMG]i?B")
         assert_unpublished(disk / "out")
         assert not list(disk.rglob("*.0*")), "wrote chunks to a disk that is known to be too small"
+        planned = run("plan", middling, disk / "out", *TO_NEMO)
+        assert planned.code == 0 and re.search(r"^obstacle .*bytes are free", planned.out, re.MULTILINE), planned
 
 
 def test_lack_of_inodes_is_noticed(source, tmp_path):
@@ -172,7 +175,7 @@ def test_works_in_1_gib_of_address_space(middling, tmp_path):
 
 def test_file_size_limit_is_an_error_and_not_the_end(middling, tmp_path):
     result = run("convert", middling, tmp_path / "out", *TO_NEMO, limits=[(resource.RLIMIT_FSIZE, 100_000)])
-    assert_refused(result, (7,), r"too large|file size|limit")
+    assert_refused(result, (7,), r"file too large; .*ulimit -f")
     assert_unpublished(tmp_path / "out")
 
 

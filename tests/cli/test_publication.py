@@ -1,5 +1,8 @@
 """What convert leaves behind, and what it does to what is there already."""
 import json
+import os
+import resource
+import shutil
 import stat
 
 import pytest
@@ -148,3 +151,207 @@ def test_overflow_to_infinity_is_an_error_unless_allowed(source, tmp_path):
     assert_unpublished(tmp_path / "out")
     convert(source, tmp_path / "out", "--to=hf", "--dtype=fp16", "--allow_overflow")
     assert tiny_model.read_hf(tmp_path / "out")[name].data[:4] == bytes.fromhex("007c") * 2
+
+
+# ---------------------------------------------------------------- whose data it is
+
+def test_other_model_of_the_same_shape_is_not_called_complete(source, tmp_path):
+    other = tiny_model.write_hf(tmp_path / "other", named=tiny_model.tensors(seed=8))
+    convert(source, tmp_path / "out", "--to=hf")
+    assert_refused(run("convert", other, tmp_path / "out", "--to=hf"), (3,), r"--override")
+    convert(other, tmp_path / "out", "--to=hf", "--override")
+    assert tiny_model.read_hf(tmp_path / "out") == tiny_model.read_hf(other)
+
+
+def test_source_that_was_overwritten_is_not_called_complete(source, tmp_path):
+    convert(source, tmp_path / "out", *TO_NEMO)
+    with (source / "model.safetensors").open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\x01")
+    assert_refused(run("convert", source, tmp_path / "out", *TO_NEMO), (3,), r"--override")
+
+
+def overflowing(folder, **options):
+    """A model with two values that fp16 does not hold, and the tensor that has them."""
+    named = tensors(dtype="F32", **options)
+    name = "model.layers.1.mlp.up_proj.weight"
+    named[name] = named[name]._replace(data=bytes.fromhex("ffff167f") * 2 + named[name].data[8:])
+    return tiny_model.write_hf(folder, named=named)
+
+
+TO_FP16 = ("--to=hf", "--dtype=fp16")
+
+
+@pytest.fixture
+def staged(tmp_path):
+    """A source whose conversion to fp16 in `out` is complete, and unpublished because of an overflow."""
+    folder = overflowing(tmp_path / "huge")
+    assert_refused(run("convert", folder, tmp_path / "out", *TO_FP16), (6,), r"--allow_overflow")
+    return folder
+
+
+def damage_what_is_staged(target):
+    path, = target.glob(".reshard/*/files/model.safetensors")
+    with path.open("r+b") as file:
+        file.seek(-100, os.SEEK_END)
+        file.write(bytes(100))
+
+
+def test_staged_data_is_not_published_for_another_model(staged, tmp_path):
+    other = overflowing(tmp_path / "other", seed=8)
+    convert(other, tmp_path / "reference", *TO_FP16, "--allow_overflow")
+    convert(other, tmp_path / "out", *TO_FP16, "--allow_overflow")
+    assert hashes(tmp_path / "out") == hashes(tmp_path / "reference")
+
+
+def test_staged_data_that_was_damaged_is_made_again(staged, tmp_path):
+    convert(staged, tmp_path / "reference", *TO_FP16, "--allow_overflow")
+    damage_what_is_staged(tmp_path / "out")
+    convert(staged, tmp_path / "out", *TO_FP16, "--allow_overflow")
+    assert hashes(tmp_path / "out") == hashes(tmp_path / "reference")
+
+
+def test_staged_data_that_is_another_than_the_source_is_not_kept(staged, tmp_path):
+    """With a hash that vouches for it only --verify can tell, and what it refused is not there for the next run."""
+    convert(staged, tmp_path / "reference", *TO_FP16, "--allow_overflow")
+    convert(overflowing(tmp_path / "other", seed=8), tmp_path / "wrong", *TO_FP16, "--allow_overflow")
+    path, = (tmp_path / "out").glob(".reshard/*/executed")
+    executed = json.loads(path.read_text())
+    receipt = json.loads((tmp_path / "wrong" / ".reshard.json").read_text())
+    executed["record"]["hashes"] = [int(file["xxh3"], 16) for file in receipt["files"]]
+    path.write_text(json.dumps(executed))
+    for name in hashes(tmp_path / "wrong"):
+        shutil.copy(tmp_path / "wrong" / name, path.parent / "files" / name)
+    assert_refused(run("convert", staged, tmp_path / "out", *TO_FP16, "--allow_overflow", "--verify"), (6,), r"differ")
+    convert(staged, tmp_path / "out", *TO_FP16, "--allow_overflow")
+    assert hashes(tmp_path / "out") == hashes(tmp_path / "reference")
+
+
+@pytest.mark.parametrize("record", [{"hashes": []}, {"hashes": None}, {"bytes_read": "many"}, {"overflows": [{}]}])
+def test_damaged_record_of_staged_data(staged, tmp_path, record):
+    convert(staged, tmp_path / "reference", *TO_FP16, "--allow_overflow")
+    path, = (tmp_path / "out").glob(".reshard/*/executed")
+    executed = json.loads(path.read_text())
+    executed["record"].update(record)
+    path.write_text(json.dumps(executed))
+    convert(staged, tmp_path / "out", *TO_FP16, "--allow_overflow")
+    assert hashes(tmp_path / "out") == hashes(tmp_path / "reference")
+
+
+@pytest.mark.parametrize("key, value", [("xxh3", None), ("size", -1), ("size", 1.5), ("path", "../config.json")])
+def test_damaged_receipt(source, tmp_path, key, value):
+    convert(source, tmp_path / "out", "--to=hf")
+    path = tmp_path / "out" / ".reshard.json"
+    receipt = json.loads(path.read_text())
+    receipt["files"][0][key] = value
+    path.write_text(json.dumps(receipt))
+    assert_refused(run("verify", tmp_path / "out"), (4,), r"\.reshard\.json")
+
+
+# ---------------------------------------------------------------- places and names
+
+def test_staging_folder_that_is_a_link_is_left_alone(source, tmp_path):
+    precious = tmp_path / "precious"
+    (precious / "0123456789abcdef").mkdir(parents=True)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".reshard").symlink_to("../precious")
+    assert_refused(run("convert", source, tmp_path / "out", "--to=hf"), (3,), r"\.reshard", r"link")
+    assert [path.name for path in precious.iterdir()] == ["0123456789abcdef"]
+
+
+def test_staging_folder_with_something_of_somebody_else(source, tmp_path):
+    mine = tmp_path / "out" / ".reshard" / "mine" / "file"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    convert(source, tmp_path / "out", "--to=hf")
+    assert mine.read_text() == "mine"
+
+
+def test_staging_folder_that_is_a_file(source, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".reshard").write_text("")
+    assert_refused(run("convert", source, tmp_path / "out", "--to=hf"), (3,), r"\.reshard", r"file")
+
+
+@pytest.mark.parametrize("place", ["out", "out/.reshard"])
+def test_link_to_nothing(source, tmp_path, place):
+    (tmp_path / place).parent.mkdir(exist_ok=True)
+    (tmp_path / place).symlink_to("nowhere")
+    assert_refused(run("convert", source, tmp_path / "out", "--to=hf"), (3,), place, r"nowhere, expected a folder")
+
+
+def test_target_where_nothing_can_be_made(source):
+    assert_refused(run("convert", source, "/proc/out", "--to=hf"), (3,), r"making /proc/out: No such file")
+
+
+def test_error_is_not_that_of_cleaning_up(source, tmp_path):
+    """Two files more than the standard streams are too few for the data, and for deleting what is staged as well."""
+    result = run("convert", source, tmp_path / "out", *TO_NEMO, limits=[(resource.RLIMIT_NOFILE, 6)])
+    assert_refused(result, (7,), r"(reading|writing) .*: Too many open files")
+
+
+BAD_NAME = os.fsdecode(b"b\xffad")
+
+
+def test_source_whose_name_is_no_text(tmp_path):
+    source = tiny_model.write_hf(tmp_path / BAD_NAME)
+    assert_refused(run("convert", source, tmp_path / "out", "--to=nemo"), (3,), r"UTF-8", r"--hf_model_name")
+    convert(source, tmp_path / "hf", "--to=hf")
+    convert(source, tmp_path / "nemo", *TO_NEMO)
+
+
+def test_template_whose_name_is_no_text(nemo, tmp_path):
+    template = tiny_model.write_hf(tmp_path / BAD_NAME)
+    result = run("convert", nemo, tmp_path / "out", "--to=hf", f"--hf_model_name={template}")
+    assert_refused(result, (3,), r"UTF-8")
+
+
+def test_side_file_whose_name_is_no_text(source, tmp_path):
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates" / BAD_NAME).write_text("")
+    assert_refused(run("convert", source, tmp_path / "out", "--to=hf"), (3,), r"UTF-8")
+    assert not (tmp_path / "out").exists()
+
+
+# ---------------------------------------------------------------- side files
+
+def test_large_side_file_of_a_nemo_folder_is_copied(nemo, tmp_path):
+    with (nemo / "events.log").open("wb") as file:
+        file.truncate(70 << 20)
+    convert(nemo, tmp_path / "out", "--to=nemo")
+    assert hashes(tmp_path / "out")["events.log"] == hashes(nemo)["events.log"]
+
+
+def test_what_is_no_file_is_left(source, tmp_path):
+    templates = source / "additional_chat_templates"
+    (templates / "folder").mkdir(parents=True)
+    (templates / "rag.jinja").write_text("rag")
+    os.mkfifo(templates / "fifo")
+    result = run("plan", source, tmp_path / "out", "--to=hf", "--json")
+    planned = json.loads(result.out)
+    assert planned["copied"] == ["additional_chat_templates/rag.jinja"]
+    assert {"additional_chat_templates/fifo", "additional_chat_templates/folder"} <= set(planned["left"])
+    convert(source, tmp_path / "out", "--to=hf")
+    assert "additional_chat_templates/rag.jinja" in hashes(tmp_path / "out")
+
+
+# ---------------------------------------------------------------- what a script reads
+
+def test_result_as_json(source, tmp_path):
+    """The same keys say whether anything was done."""
+    done, again = (json.loads(convert(source, tmp_path / "out", "--to=hf", "--json").out) for _ in range(2))
+    assert (done["already_complete"], again["already_complete"]) == (False, True)
+    assert {key: done[key] for key in ("plan_id", "target", "files")} == {
+        key: again[key] for key in ("plan_id", "target", "files")}
+
+
+def test_plan_names_what_is_in_the_way(source, tmp_path):
+    def obstacles(*arguments):
+        return json.loads(run("plan", source, tmp_path / "out", "--to=hf", *arguments, "--json").out)["obstacles"]
+    assert obstacles() == []
+    convert(source, tmp_path / "out", "--to=hf")
+    assert obstacles() == []
+    text, = obstacles("--dtype=fp32")
+    assert "--override" in text
+    assert f"obstacle {text}\n" in run("plan", source, tmp_path / "out", "--to=hf", "--dtype=fp32").out
+    assert obstacles("--dtype=fp32", "--override") == []

@@ -245,6 +245,11 @@ Tokenizer TokenizerOf(Io& io, const Checkpoint& source, const Model& model, cons
       out.notes.push_back(
           fmt::format("the tokenizer is named by its folder, {}; --hf_model_name names another", tokenizer.name));
   }
+  if (!IsUtf8(tokenizer.name))
+    throw Error(Code::kPermission,
+                "the name of the tokenizer's folder is not UTF-8, expected UTF-8 in model_config.yaml; --hf_model_name "
+                "names another")
+        .At("planning with", tokenizer.name);
   for (const std::string& name : source.side_files)
     if (name != file && name != "config.json") out.left.push_back(name);
   return tokenizer;
