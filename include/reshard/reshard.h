@@ -21,12 +21,22 @@ const char* Version();
 
 // How much of the machine a call may use, and how it reports and stops.
 struct RunOptions {
-  uint64_t max_memory = uint64_t{256} << 20;  // bytes of resident memory, everything counted
-  unsigned workers = 0;                       // 0: as many as there are cores, 2 to 8
+  // Bytes of resident memory: buffers, headers, plan, names and the process itself. A checkpoint or a plan that takes
+  // more is refused; a plan's share is known only once it is made.
+  uint64_t max_memory = uint64_t{256} << 20;
+  unsigned workers = 0;  // 0: as many as there are cores, 2 to 8
   // Told of bytes done and bytes in all, at most ten times a second, by one thread at a time.
   std::function<void(uint64_t done, uint64_t total)> progress;
-  // When it turns true, the call stops within a step and throws kCancelled. Not owned.
+  // When it turns true, calls that move or compare data stop within a step and throw kCancelled; calls that read
+  // headers only (Inspect, Conversion's constructor) do not look at it. Not owned.
   const std::atomic<bool>* stop = nullptr;
+};
+
+// What a caller knows of a checkpoint that its files may not say.
+struct SourceHints {
+  std::string model_type;     // "llama", "qwen", or empty
+  std::string hf_model_name;  // the template of what is no HuggingFace folder: a folder, or a name in the hub cache
+  std::optional<uint64_t> vocab_size;  // rows of a NeMo checkpoint's vocabulary without its padding
 };
 
 // How a TensorRT-LLM checkpoint is cut and quantised. Nothing of it may be set for other targets.
@@ -112,7 +122,7 @@ struct InspectReport {
   std::vector<NamedSize> shards;
   std::vector<std::string> notes;
 };
-InspectReport Inspect(const std::string& path, const std::string& model_type, const RunOptions& options);
+InspectReport Inspect(const std::string& path, const SourceHints& hints, const RunOptions& options);
 
 struct TensorDifference {
   std::string name;     // of a's tensor
@@ -136,10 +146,11 @@ struct VerifyReport {
   std::vector<HyperDifference> hyperparameters;
   std::vector<TensorDifference> tensors;    // all of them, in a's order
   std::vector<std::string> missing, extra;  // tensors that b lacks, that a lacks
+  std::vector<std::string> notes;           // why a difference may be none
   std::vector<std::string> misshapen;       // what both have in different shapes: "up, layer 3: [8, 4] in A, ..."
 };
-// Are two checkpoints the same model, whatever their kinds, shards and dtypes?
-VerifyReport Verify(const std::string& a, const std::string& b, const RunOptions& options);
+// Are two checkpoints the same model, whatever their kinds, shards and dtypes? The hints are for both.
+VerifyReport Verify(const std::string& a, const std::string& b, const SourceHints& hints, const RunOptions& options);
 
 struct ReceiptReport {
   bool equal = true;

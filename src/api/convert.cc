@@ -3,13 +3,13 @@
 #include <algorithm>
 
 #include "api/memory.h"
+#include "api/open.h"
 #include "api/progress.h"
 #include "api/target_path.h"
 #include "api/verify.h"
 #include "base/hash.h"
 #include "execute/execute.h"
 #include "execute/publish.h"
-#include "hub/hub.h"
 #include "models/kinds/kind.h"
 #include "plan/planner.h"
 #include "reshard/reshard.h"
@@ -32,22 +32,7 @@ std::optional<Dtype> ParseDtype(const std::string& text) {
   if (text.empty()) return std::nullopt;
   for (const DtypeSpelling& row : kSpellings)
     if (row.text == text) return row.dtype;
-  throw Error(Code::kInvalidArgument, fmt::format("--dtype is '{}', expected bf16, fp16 or fp32", text));
-}
-
-// The folder of --hf_model_name where a NeMo source needs one as its template.
-std::string TemplateFolder(Io& io, const ConvertOptions& options) {
-  if (options.hf_model_name.empty()) return "";
-  std::optional<std::string> folder = FindModel(io, options.hf_model_name);
-  if (!folder)
-    throw Error(
-        Code::kNotFound,
-        fmt::format(
-            "it is neither a folder nor in the local hub cache {}, expected config and tokenizer there; download the "
-            "model, give its folder, or leave --hf_model_name out to have config.json derived",
-            HubCache()))
-        .At("reading the template", options.hf_model_name);
-  return *folder;
+  throw Error(Code::kInvalidArgument, fmt::format("the dtype '{}' is not known, expected bf16, fp16 or fp32", text));
 }
 
 TrtllmOptions TrtllmOptionsOf(const TrtllmTarget& target) {
@@ -89,14 +74,13 @@ struct Conversion::State {
     const Kind& kind = KindByName(options.to);
     target = {ParseDtype(options.dtype), options.hf_model_name,    options.max_shard_size,
               options.untie_embeddings,  options.rope_config_only, TrtllmOptionsOf(options.trtllm)};
-    open.model_type = options.model_type;
-    open.vocab_size = options.vocab_size;
-    open.max_header = MaxHeader(options.run);
     FitWorkers(options.run, [](uint64_t dense) { return dense + kIoBuffer; });  // before anything is read
-    const Kind& source_kind = DetectKind(io, options.input);
+    SourceHints hints{options.model_type, options.hf_model_name, options.vocab_size};
+    open = OpenOptionsFor(io, options.input, hints, options.run, 1);
     CheckTargetPath(io, options.input, options.output);
-    if (source_kind.name != kHuggingFace.name) open.template_path = TemplateFolder(io, options);
     source = OpenCheckpoint(io, options.input, options.from, open);
+    CheckPlanFits(options.run, std::max(source.tensors.size(), source.files.size()),
+                  kind.ranks(source.model, source, target)[0].stacks_layers);
     planned = MakePlan(io, source, kind, target);
     CheckNames();
     execute = FitWorkers(options.run, [&](uint64_t dense) { return WorkerBytes(planned.plan, dense); });

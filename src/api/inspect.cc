@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <map>
 
-#include "api/memory.h"
+#include "api/open.h"
 #include "api/verify.h"
 #include "formats/safetensors/sharding.h"
 #include "models/families/families.h"
@@ -61,11 +61,8 @@ Json BlockJson(const Block& block) {
 
 const char* Version() { return RESHARD_VERSION; }
 
-InspectReport Inspect(const std::string& path, const std::string& model_type, const RunOptions& options) {
-  OpenOptions open;
-  open.model_type = model_type;
-  open.max_header = MaxHeader(options);
-  Checkpoint checkpoint = OpenCheckpoint(PosixIo(), path, "", open);
+InspectReport Inspect(const std::string& path, const SourceHints& hints, const RunOptions& options) {
+  Checkpoint checkpoint = OpenCheckpoint(PosixIo(), path, "", OpenOptionsFor(PosixIo(), path, hints, options, 1));
   InspectReport report;
   report.path = path;
   report.kind = checkpoint.kind;

@@ -13,6 +13,10 @@ namespace {
 // What a run allocates besides buffers: stacks, open files, journals of write-back, messages.
 constexpr uint64_t kSlack = 8 * (uint64_t{1} << 20);
 constexpr uint64_t kPerWorker = uint64_t{256} << 10;
+// An open tensor, its name, chunk and spec, and their share of an index and a report: 1 KiB and less, measured.
+constexpr uint64_t kPerTensor = 2 << 10;
+// The most that making a plan adds to an open source, measured.
+constexpr uint64_t kPlanPerPiece = 1350, kPlanPerFile = 1300;
 
 unsigned DefaultWorkers() { return std::clamp(std::thread::hardware_concurrency(), 2u, 8u); }
 
@@ -42,10 +46,10 @@ ExecuteOptions FitWorkers(const RunOptions& options, const std::function<uint64_
   unsigned least = options.workers ? workers : 1;
   while (workers > least && !fits(workers, kMinDenseBuffer)) --workers;
   if (!fits(workers, kMinDenseBuffer))
-    throw Error(Code::kInvalidArgument,
-                fmt::format("--max_memory is {} MiB, expected at least {} MiB for this checkpoint and {} worker{}",
-                            options.max_memory >> 20, (need(workers, kMinDenseBuffer) >> 20) + 1, workers,
-                            workers == 1 ? "" : "s"));
+    throw Error(
+        Code::kInvalidArgument,
+        fmt::format("--max_memory is {} bytes, expected at least {}MiB for this checkpoint and {} worker{}",
+                    options.max_memory, (need(workers, kMinDenseBuffer) >> 20) + 1, workers, workers == 1 ? "" : "s"));
   ExecuteOptions fitted;
   fitted.workers = workers;
   fitted.dense_buffer = kMaxDenseBuffer;
@@ -54,6 +58,19 @@ ExecuteOptions FitWorkers(const RunOptions& options, const std::function<uint64_
   return fitted;
 }
 
-uint64_t MaxHeader(const RunOptions& options) { return options.max_memory / 4; }
+void CheckPlanFits(const RunOptions& options, uint64_t pieces, bool a_file_each) {
+  const uint64_t need = ResidentMemory() + pieces * (kPlanPerPiece + (a_file_each ? kPlanPerFile : 0));
+  if (need > options.max_memory)
+    throw Error(Code::kInvalidArgument,
+                fmt::format("--max_memory is {} bytes, expected at least {}MiB for a plan of {} pieces",
+                            options.max_memory, (need >> 20) + 1, pieces));
+}
+
+OpenOptions OpenWithin(const RunOptions& options, unsigned checkpoints) {
+  OpenOptions open;
+  open.max_header = options.max_memory / 4 / checkpoints;
+  open.max_tensors = options.max_memory / kPerTensor / checkpoints;
+  return open;
+}
 
 }  // namespace reshard

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "api/memory.h"
+#include "api/open.h"
 #include "api/progress.h"
 #include "base/hash.h"
 #include "execute/compare.h"
@@ -141,11 +142,16 @@ VerifyReport VerifyCheckpoints(Checkpoint a, Checkpoint b, const RunOptions& opt
   return report;
 }
 
-VerifyReport Verify(const std::string& a, const std::string& b, const RunOptions& options) {
-  OpenOptions open;
-  open.max_header = MaxHeader(options) / 2;
-  Checkpoint left = OpenCheckpoint(PosixIo(), a, "", open), right = OpenCheckpoint(PosixIo(), b, "", open);
-  return VerifyCheckpoints(left, right, options, {});
+VerifyReport Verify(const std::string& a, const std::string& b, const SourceHints& hints, const RunOptions& options) {
+  auto open = [&](const std::string& path) {
+    return OpenCheckpoint(PosixIo(), path, "", OpenOptionsFor(PosixIo(), path, hints, options, 2));
+  };
+  Checkpoint left = open(a), right = open(b);
+  VerifyReport report = VerifyCheckpoints(left, right, options, {});
+  for (auto [name, checkpoint] : {std::pair{"A", &left}, std::pair{"B", &right}})
+    if (!report.equal && !checkpoint->vocabulary_doubt.empty())
+      report.notes.push_back(fmt::format("{}: {}", name, checkpoint->vocabulary_doubt));
+  return report;
 }
 
 ReceiptReport VerifyReceipt(const std::string& path, const RunOptions& options) {

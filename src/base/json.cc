@@ -38,9 +38,9 @@ std::string Explanation(const std::string& what) {
 
 // Builds the tree from the library's events. The library's own builder takes a key twice, any depth, and, as it looks
 // for every new key among the old ones, time by the square of their number.
-class Builder : public nlohmann::json_sax<Json> {
+class Builder : public JsonEvents {
  public:
-  Builder(std::string_view text, const std::string& path) : text_(text), path_(path) {}
+  using JsonEvents::JsonEvents;
 
   Json Take() { return std::move(root_); }
 
@@ -50,7 +50,6 @@ class Builder : public nlohmann::json_sax<Json> {
   bool number_unsigned(uint64_t value) override { return Add(value); }
   bool number_float(double value, const std::string&) override { return Add(value); }
   bool string(std::string& value) override { return Add(std::move(value)); }
-  bool binary(Json::binary_t&) override { return false; }  // JSON text has none
 
   bool start_object(size_t) override { return Open(Json::object()); }
   bool start_array(size_t) override { return Open(Json::array()); }
@@ -61,11 +60,6 @@ class Builder : public nlohmann::json_sax<Json> {
       throw Corrupt(fmt::format("key '{}' twice in one object, expected once", key), path_);
     open_.back().key = std::move(key);
     return true;
-  }
-
-  bool parse_error(size_t position, const std::string&, const Json::exception& error) override {
-    size_t byte = std::min(position - 1, text_.size());  // the library counts from 1
-    throw Corrupt(Position(text_, byte) + ": " + Explanation(error.what()), path_);
   }
 
  private:
@@ -97,8 +91,6 @@ class Builder : public nlohmann::json_sax<Json> {
     return true;
   }
 
-  std::string_view text_;
-  const std::string& path_;
   Json root_;
   std::vector<Frame> open_;
 };
@@ -225,10 +217,19 @@ bool IsUtf8(const std::string& text) {
 }
 
 Json ParseJson(std::string_view text, const std::string& path) {
-  CheckBytes(text, path);
   Builder builder(text, path);
-  Json::sax_parse(text.begin(), text.end(), &builder);
+  ReadJson(text, path, builder);
   return builder.Take();
+}
+
+bool JsonEvents::parse_error(size_t position, const std::string&, const Json::exception& error) {
+  size_t byte = std::min(position - 1, text_.size());  // the library counts from 1
+  throw Corrupt(Position(text_, byte) + ": " + Explanation(error.what()), path_);
+}
+
+void ReadJson(std::string_view text, const std::string& path, JsonEvents& events) {
+  CheckBytes(text, path);
+  Json::sax_parse(text.begin(), text.end(), &events);
 }
 
 std::string PythonJson(const Json& value, bool sort_keys, int indent) {

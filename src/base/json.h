@@ -10,10 +10,27 @@ namespace reshard {
 
 using Json = nlohmann::ordered_json;
 
-// A document tree of a small text (configs, indexes). Errors, all kCorrupt with `path` and "reading": no UTF-8, no JSON
-// (line and column in the message), a byte order mark, a key twice in one object, more than 64 levels, text behind the
-// value. Integers stay 64-bit exact; larger ones become doubles.
+// A document tree of a small text (a config): 30 times its size in memory. Errors, all kCorrupt with `path` and
+// "reading": no UTF-8, no JSON (line and column in the message), a byte order mark, a key twice in one object, more
+// than 64 levels, text behind the value. Integers stay 64-bit exact; larger ones become doubles.
 Json ParseJson(std::string_view text, const std::string& path);
+
+// The events of a text that is too large for a tree. Derive from it; errors of the grammar are its own.
+class JsonEvents : public nlohmann::json_sax<Json> {
+ public:
+  JsonEvents(std::string_view text, const std::string& path) : text_(text), path_(path) {}
+
+  bool binary(Json::binary_t&) override { return false; }  // JSON text has none
+  bool parse_error(size_t position, const std::string&, const Json::exception& error) override;
+
+ protected:
+  std::string_view text_;
+  const std::string& path_;
+};
+
+// Sends a text's events to `events`, which was made of it. Errors: those of ParseJson but for keys and levels, which
+// are the receiver's to judge.
+void ReadJson(std::string_view text, const std::string& path, JsonEvents& events);
 
 // What Python's json.dumps(value, indent=indent, sort_keys=sort_keys) returns, without the newline that callers add:
 // non-ASCII as \uXXXX (surrogate pairs, lower-case hex), floats by repr, {} and [] for empty ones.

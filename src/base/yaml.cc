@@ -25,8 +25,8 @@ namespace reshard {
 namespace {
 
 constexpr size_t kMaxLevels = 64;
-constexpr size_t kMaxNodes = 1'000'000;
-constexpr size_t kMaxText = 16 * kMiB;
+constexpr size_t kMaxNodes = 50'000;  // some 300 bytes each
+constexpr size_t kMaxText = 4 * kMiB;
 
 // What YAML 1.1 (5.1) lets stand in a text. Not for tidiness: the library takes byte 4 for the end of the text.
 bool IsPrintable(char32_t code) {

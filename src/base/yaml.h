@@ -30,7 +30,7 @@ struct YamlMember {
 
 // Errors, all kCorrupt with `path` and "reading", most with the line: no YAML or no UTF-8, a tag ("!!python/object"), a
 // key twice in one mapping or that is no scalar, a merge key ("<<"), a tab before a line's first node, more than 64
-// levels, more than 16 MiB of text, the same or more than 1,000,000 nodes after aliases are followed (keys and what an
+// levels, more than 4 MiB of text, the same or more than 50,000 nodes after aliases are followed (keys and what an
 // anchor keeps count too), several documents. An empty text is an empty mapping.
 Yaml ParseYaml(std::string_view text, const std::string& path);
 

@@ -97,7 +97,7 @@ int Convert(Options& options, Log& log, bool plan_only) {
 }
 
 int RunInspect(const Options& options) {
-  InspectReport report = Inspect(options.paths[0], options.convert.model_type, options.convert.run);
+  InspectReport report = Inspect(options.paths[0], {options.convert.model_type, {}, {}}, options.convert.run);
   Print(options.json ? Dump(InspectJson(report)) : InspectText(report));
   return 0;
 }
@@ -121,7 +121,7 @@ int RunVerify(Options& options, Log& log) {
   run.stop = &stop;
   run.progress = [&](uint64_t done, uint64_t total) { log.Progress("comparing", done, total); };
   if (options.paths.size() == 1) return VerifyOne(options);
-  VerifyReport report = Verify(options.paths[0], options.paths[1], run);
+  VerifyReport report = Verify(options.paths[0], options.paths[1], {}, run);
   log.ProgressDone();
   Print(options.json ? Dump(VerifyJson(report)) : VerifyText(report));
   return report.equal ? 0 : kDiffers;

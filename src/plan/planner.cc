@@ -22,8 +22,9 @@ uint32_t RowNamed(const std::vector<ModelRow>& rows, std::string_view role) {
   return static_cast<uint32_t>(row - rows.begin());
 }
 
-// All that one side stores, by part. In a tied model the head is the embedding.
-Pieces PiecesOf(const Model& model, const std::vector<ModelRow>& rows, const std::vector<TensorSpec>& specs,
+// All that one side stores, by part. In a tied model the head is the embedding. Takes the specs' views: both together
+// would be the most memory that a plan ever needs.
+Pieces PiecesOf(const Model& model, const std::vector<ModelRow>& rows, std::vector<TensorSpec>& specs,
                 const std::vector<const StoredTensor*>& tensors) {
   Pieces pieces;
   PartKey embed{RowNamed(rows, "embed"), -1, -1}, head{RowNamed(rows, "head"), -1, -1};
@@ -35,6 +36,7 @@ Pieces PiecesOf(const Model& model, const std::vector<ModelRow>& rows, const std
         pieces[key].back().tensor = static_cast<uint32_t>(i);
       });
     }
+    std::vector<View>().swap(specs[i].views);
   }
   return pieces;
 }
@@ -49,16 +51,12 @@ std::vector<const StoredTensor*> TensorsFor(const Checkpoint& checkpoint, const 
 // An opened checkpoint as parts.
 struct Side {
   std::vector<ModelRow> rows;
-  std::vector<TensorSpec> specs;
-  std::vector<const StoredTensor*> tensors;
   std::vector<std::string> names;
   Pieces pieces;
 
-  explicit Side(const Checkpoint& checkpoint)
-      : rows(RowsOf(checkpoint.model)),
-        specs(TensorsOf(checkpoint.model, checkpoint.ranks, checkpoint.layouts)),
-        tensors(TensorsFor(checkpoint, specs)),
-        pieces(PiecesOf(checkpoint.model, rows, specs, tensors)) {
+  explicit Side(const Checkpoint& checkpoint) : rows(RowsOf(checkpoint.model)) {
+    std::vector<TensorSpec> specs = TensorsOf(checkpoint.model, checkpoint.ranks, checkpoint.layouts);
+    pieces = PiecesOf(checkpoint.model, rows, specs, TensorsFor(checkpoint, specs));
     for (const TensorSpec& spec : specs)
       names.push_back(FullName(checkpoint.name_prefix, checkpoint.ranks.size(), spec.rank, spec.name));
   }
@@ -74,10 +72,10 @@ void CheckDtypes(const Part& part, const std::vector<std::string>& names, std::v
 }
 
 // The first problem is the message; more stand below it.
-Error Gathered(const Checkpoint& source, std::string doing, std::vector<std::string> problems) {
+Error Gathered(Code code, const Checkpoint& source, std::string doing, std::vector<std::string> problems) {
   std::string first = std::move(problems.front());
   problems.erase(problems.begin());
-  return Error(Code::kMismatch, std::move(first)).At(std::move(doing), source.folder).Also(std::move(problems));
+  return Error(code, std::move(first)).At(std::move(doing), source.folder).Also(std::move(problems));
 }
 
 // A hash of numbers and texts of which none can run into the next.
@@ -119,6 +117,7 @@ class Planner {
     for (const TensorSpec& spec : specs_)
       names_.push_back(FullName(kind_.name_prefix, ranks.size(), spec.rank, spec.name));
     TieSources();
+    CheckCastable();
     if (kind_.one_dtype && !options_.dtype) ChooseOneDtype();
     ChooseDtypes();
     Throw();
@@ -137,9 +136,18 @@ class Planner {
     have_.pieces[{RowNamed(have_.rows, "head"), -1, -1}] = have_.pieces[{RowNamed(have_.rows, "embed"), -1, -1}];
   }
 
-  const std::vector<Piece>& Have(PartKey key) {
+  std::vector<Piece>& Have(PartKey key) {
     if (model_.tied && key.row == RowNamed(have_.rows, "head")) key.row = RowNamed(have_.rows, "embed");
     return have_.pieces[key];
+  }
+
+  void CheckCastable() const {
+    std::vector<std::string> problems;
+    for (const auto& [key, pieces] : have_.pieces)
+      if (!pieces.empty() && !IsCastable(pieces[0].dtype))
+        problems.push_back(fmt::format("tensor '{}': {}, expected F32, F16 or BF16 weights",
+                                       have_.names[pieces[0].tensor], reshard::Row(pieces[0].dtype).name));
+    if (!problems.empty()) throw Gathered(Code::kUnsupported, source_, kPlanning, std::move(problems));
   }
 
   // Where all tensors must have one dtype and none is asked for: the one that all parts have.
@@ -150,8 +158,7 @@ class Planner {
       if (!first) first = &pieces[0];
       if (pieces[0].dtype == first->dtype) continue;
       problems_.push_back(
-          fmt::format("tensor '{}' is {} and '{}' is {}, expected one dtype in a {} checkpoint; give "
-                      "--dtype",
+          fmt::format("tensor '{}' is {} and '{}' is {}, expected one dtype in a {} checkpoint; give --dtype",
                       have_.names[first->tensor], reshard::Row(first->dtype).name, have_.names[pieces[0].tensor],
                       reshard::Row(pieces[0].dtype).name, kind_.name));
       return;
@@ -166,11 +173,6 @@ class Planner {
       const View* first = nullptr;
       for (const View& view : spec.views) {
         const std::vector<Piece>& pieces = Have(view.part);
-        if (!pieces.empty() && !IsCastable(pieces[0].dtype)) {
-          problems_.push_back(fmt::format("tensor '{}': {}, expected F32, F16 or BF16 weights",
-                                          have_.names[pieces[0].tensor], reshard::Row(pieces[0].dtype).name));
-          continue;
-        }
         if (pieces.empty()) {
           problems_.push_back(fmt::format("{}: the source has no such part", PartName(have_.rows, view.part)));
           continue;
@@ -276,13 +278,16 @@ class Planner {
       tensors.push_back(&tensor);
     }
     AddDerived(laid_out);
+    std::vector<Part> padding = Padding();
     Pieces want = PiecesOf(model_, have_.rows, specs_, tensors);
+    std::vector<StoredTensor>().swap(tensors_);
     uint32_t source_shift = static_cast<uint32_t>(planned_.plan.source_tensors.size());
     uint32_t target_shift = static_cast<uint32_t>(planned_.plan.target_tensors.size());
     for (const std::string& name : have_.names) planned_.plan.source_tensors.push_back(name);
     planned_.plan.target_tensors.insert(planned_.plan.target_tensors.end(), names_.begin(), names_.end());
+    planned_.plan.parts.reserve(planned_.plan.parts.size() + want.size() + padding.size());
     for (auto& [key, targets] : want) {
-      Part part{PartName(have_.rows, key), have_.rows[key.row].shape, Have(key), std::move(targets)};
+      Part part{PartName(have_.rows, key), have_.rows[key.row].shape, std::move(Have(key)), std::move(targets)};
       for (Piece& piece : part.sources) piece.tensor += source_shift;
       for (Piece& piece : part.targets) piece.tensor += target_shift;
       CheckDtypes(part, planned_.plan.source_tensors, problems_);
@@ -292,21 +297,27 @@ class Planner {
       if (!pieces.empty() && !want.count(key) && !derived_.count(key))
         problems_.push_back(
             fmt::format("{}: a {} checkpoint has no place for it", PartName(have_.rows, key), kind_.name));
-    for (size_t i = 0; i < specs_.size(); ++i)
-      if (!tensors_[i].chunks.empty()) AddPadding(i, target_shift);
-  }
-
-  void AddPadding(size_t i, uint32_t target_shift) {
-    for (Piece& piece : PaddingPieces(tensors_[i], specs_[i])) {
-      piece.tensor = target_shift + static_cast<uint32_t>(i);
-      planned_.plan.parts.push_back({fmt::format("padding of {}", names_[i]), piece.box.shape, {}, {piece}});
-      Piece& only = planned_.plan.parts.back().targets[0];
-      only.box.origin = Dims::Filled(only.box.shape.size(), 0);
+    for (Part& part : padding) {
+      part.targets[0].tensor += target_shift;
+      planned_.plan.parts.push_back(std::move(part));
     }
   }
 
+  std::vector<Part> Padding() const {
+    std::vector<Part> parts;
+    for (size_t i = 0; i < specs_.size(); ++i) {
+      if (tensors_[i].chunks.empty()) continue;  // derived
+      for (Piece& piece : PaddingPieces(tensors_[i], specs_[i])) {
+        piece.tensor = static_cast<uint32_t>(i);
+        piece.box.origin = Dims::Filled(piece.box.shape.size(), 0);
+        parts.push_back({fmt::format("padding of {}", names_[i]), piece.box.shape, {}, {piece}});
+      }
+    }
+    return parts;
+  }
+
   void Throw() {
-    if (!problems_.empty()) throw Gathered(source_, kPlanning, std::move(problems_));
+    if (!problems_.empty()) throw Gathered(Code::kMismatch, source_, kPlanning, std::move(problems_));
   }
 
   void Finish(LaidOut& laid_out) {
@@ -409,7 +420,7 @@ class Pairing {
         Join(there, key, PartName(b_.rows, key));  // b's own head and a's tied embedding
       }
     }
-    if (!problems_.empty()) throw Gathered(a_checkpoint_, "reading", std::move(problems_));
+    if (!problems_.empty()) throw Gathered(Code::kMismatch, a_checkpoint_, "reading", std::move(problems_));
     for (uint32_t tensor : missing) paired_.missing.push_back(a_.names[tensor]);
     for (uint32_t tensor : extra) paired_.extra.push_back(b_.names[tensor]);
     paired_.a_tensors = std::move(a_.names);
@@ -447,7 +458,7 @@ class Pairing {
         Piece pad = piece;
         pad.offset += (box.origin[0] - piece.box.origin[0]) * piece.axes[0].inner * ItemSize(piece.dtype);
         pad.box = WholeBox(box.shape);
-        Part part{"padding of " + side.names[piece.tensor], box.shape, {}, {}};
+        Part part{fmt::format("padding of {} from row {}", side.names[piece.tensor], box.origin[0]), box.shape, {}, {}};
         (part.*where).push_back(pad);
         paired_.parts.push_back(std::move(part));
       }
@@ -488,17 +499,6 @@ PlanTotals TotalsOf(const Plan& plan) {
         totals.bytes_read += ElementCount(moved->shape) * ItemSize(piece.dtype);
   for (const FileLayout& file : plan.files) totals.bytes_written += file.size;
   return totals;
-}
-
-uint64_t MemoryOf(const Plan& plan) {
-  uint64_t bytes = plan.sources.size() * sizeof(SourceFile) + plan.files.size() * sizeof(FileLayout);
-  for (const auto* names : {&plan.source_tensors, &plan.target_tensors})
-    for (const std::string& name : *names) bytes += sizeof name + name.capacity();
-  for (const FileLayout& file : plan.files)
-    for (const Literal& literal : file.literals) bytes += sizeof literal + literal.bytes.capacity();
-  for (const Part& part : plan.parts)
-    bytes += sizeof part + part.name.capacity() + (part.sources.capacity() + part.targets.capacity()) * sizeof(Piece);
-  return bytes;
 }
 
 }  // namespace reshard

@@ -45,7 +45,4 @@ struct PlanTotals {
 };
 PlanTotals TotalsOf(const Plan& plan);
 
-// Bytes of memory that the plan itself takes, roughly.
-uint64_t MemoryOf(const Plan& plan);
-
 }  // namespace reshard

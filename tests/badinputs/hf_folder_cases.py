@@ -46,6 +46,35 @@ def cast(tensor, dtype, seed=1):
     return random_tensor(np.random.default_rng(seed), tensor.shape, dtype)
 
 
+# ---------------------------------------------------------------- more than memory bears
+
+@broken(4, r"config\.json", r"\d{8} bytes", r"1,?048,?576")
+def config_of_10_mb(folder):
+    """config.json of 10 MB, half a million nested lists"""
+    write_config(folder, config(more=[[]] * 2_500_000))
+
+
+@broken(6, r"config\.json", r"100,?000 layers", r"2")
+def layers_by_the_config_alone(folder):
+    """100,000 layers in config.json and two in the files"""
+    write_config(folder, config(num_hidden_layers=100_000))
+
+
+@broken(5, r"model\.safetensors", r"tensors", r"--max_memory", arguments=("--max_memory=64MiB",))
+def empty_tensors_by_the_hundred_thousand(folder):
+    """250,000 tensors without elements in a header of 14 MB"""
+    entries = (f'"t{i}":{{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}' for i in range(250_000))
+    tiny_model.write_raw(folder / "model.safetensors", ("{" + ",".join(entries) + "}").encode(), b"")
+
+
+@broken(5, r"index\.json", r"tensors", r"--max_memory", arguments=("--max_memory=64MiB",))
+def index_of_a_hundred_thousand_short_names(folder):
+    """an index of 400,000 tensors in 6 MB"""
+    sharded(folder)
+    entries = ",".join(f'"{i:x}":"a"' for i in range(400_000))
+    (folder / INDEX).write_text('{"weight_map":{' + entries + "}}")
+
+
 # ---------------------------------------------------------------- config.json
 
 @broken(3, r"config\.json")
@@ -437,7 +466,7 @@ def quantised_fp8(folder):
     write_hf(folder, quantised("fp8"), {**named, Q0: Tensor("F8_E4M3", (16, 16), b"\1" * 256)})
 
 
-@broken((5, 6), r"q_proj", r"F8_E4M3")
+@broken(5, r"q_proj", r"F8_E4M3")
 def fp8_tensor_without_quantization_config(folder):
     """q_proj in F8_E4M3 and no `quantization_config`"""
     write_hf(folder, named={**tensors(), Q0: Tensor("F8_E4M3", (16, 16), b"\1" * 256)})

@@ -413,9 +413,9 @@ def trailing_bytes(folder):
 
 @broken(4, r"overlap|begin|start|offset")
 def many_tensors_on_one_range(folder):
-    """200,000 tensors on the same 16 bytes: refused at once"""
+    """100,000 tensors on the same 16 bytes: refused at once"""
     entry = b'":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]}'
-    text = b"{" + b",".join(b'"t%d' % number + entry for number in range(200_000)) + b"}"
+    text = b"{" + b",".join(b'"t%d' % number + entry for number in range(100_000)) + b"}"
     write_raw(weights(folder), text, b"\0" * 16)
 
 

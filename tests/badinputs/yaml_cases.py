@@ -25,6 +25,18 @@ def layers(folder, value):
     edit(folder, "num_layers: 2\n", f"num_layers: {value}\n")
 
 
+@broken(6, r"100,?000 layers", r"2")
+def layers_by_the_config_alone(folder):
+    """100,000 layers in model_config.yaml and two in the files"""
+    layers(folder, 100_000)
+
+
+@broken(4, r"nodes")
+def nodes_by_aliases(folder):
+    """900,000 nodes behind aliases, in 10 kB"""
+    append(folder, "bomb:\n  a: &a [" + ", ".join("x" * 300) + "]\n" + f"  b: [{', '.join(['*a'] * 3000)}]\n")
+
+
 @broken((3, 4, 5))
 def file_missing(folder):
     """no model_config.yaml"""
@@ -76,9 +88,9 @@ def nested_10000_deep(folder):
 
 
 @broken(4, r"nest|depth|deep")
-def nested_2000_deep_by_indentation(folder):
-    """mappings indented 2,000 deep"""
-    append(folder, "note:\n" + "".join(" " * level + "a:\n" for level in range(1, 2_000)))
+def nested_1000_deep_by_indentation(folder):
+    """mappings indented 1,000 deep"""
+    append(folder, "note:\n" + "".join(" " * level + "a:\n" for level in range(1, 1_000)))
 
 
 @broken(4, r"tag", r"python/object")

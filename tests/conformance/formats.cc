@@ -21,7 +21,7 @@ std::vector<FileLayout> LayOutSafetensors(std::vector<StoredTensor>& tensors) {
 
 Opened OpenSafetensors(Io& io, const std::string& folder) {
   const std::string path = JoinPath(folder, kSafetensors);
-  return {safetensors::ReadFile(io, path, 0, kGiB), {path}};
+  return {safetensors::ReadFile(io, path, 0, kGiB, UINT64_MAX), {path}};
 }
 
 std::vector<Dtype> AllDtypes() {

@@ -15,6 +15,7 @@
 #include "base/bytes.h"
 #include "base/error.h"
 #include "base/text.h"
+#include "formats/safetensors/sharding.h"
 
 namespace reshard::safetensors {
 namespace {
@@ -49,6 +50,8 @@ struct Entry {
 // not judged. A deque: a hostile header may have a million entries, and a vector that grows needs twice their memory.
 class HeaderSax : public nlohmann::json_sax<nlohmann::json> {
  public:
+  explicit HeaderSax(uint64_t max_tensors) : max_tensors_(max_tensors) {}
+
   std::deque<Entry> TakeEntries() { return std::move(entries_); }
 
   bool null() override {
@@ -181,6 +184,7 @@ class HeaderSax : public nlohmann::json_sax<nlohmann::json> {
       if (!seen_[i])
         throw Corrupt(fmt::format("no '{}', expected dtype, shape and data_offsets", kFieldNames[i]))
             .Tensor(entry_.name);
+    if (entries_.size() == max_tensors_) throw TooManyTensors(max_tensors_);
     entries_.push_back(std::move(entry_));
     in_ = In::kHeader;
   }
@@ -246,6 +250,7 @@ class HeaderSax : public nlohmann::json_sax<nlohmann::json> {
     }
   }
 
+  const uint64_t max_tensors_;
   In in_ = In::kStart;
   Field field_ = Field::kOther;
   bool metadata_next_ = false;  // the value that follows, or that we are in, is that of __metadata__
@@ -276,7 +281,7 @@ uint64_t HeaderLength(std::string_view start, uint64_t file_size) {
   return length;
 }
 
-std::deque<Entry> ParseEntries(std::string_view header) {
+std::deque<Entry> ParseEntries(std::string_view header, uint64_t max_tensors) {
   if (const size_t position = FirstInvalidUtf8(header); position < header.size())
     throw Corrupt(
         fmt::format("the header is not UTF-8 at its byte {}, expected UTF-8; the file may be damaged; download "
@@ -286,7 +291,7 @@ std::deque<Entry> ParseEntries(std::string_view header) {
   if (header.starts_with("\xEF\xBB\xBF")) throw Corrupt("the header begins with a byte order mark, expected '{'");
   if (const size_t position = header.find('\0'); position != header.npos)
     throw Corrupt(fmt::format("the header has a zero byte at its byte {}, expected JSON and blanks", position));
-  HeaderSax sax;
+  HeaderSax sax(max_tensors);
   nlohmann::json::sax_parse(header.begin(), header.end(), &sax);
   return sax.TakeEntries();
 }
@@ -357,9 +362,10 @@ StoredTensor Stored(Entry entry, uint64_t data_start, uint32_t file) {
   return tensor;
 }
 
-std::vector<StoredTensor> ParseHeader(std::string_view header, uint64_t file_size, uint32_t file) {
+std::vector<StoredTensor> ParseHeader(std::string_view header, uint64_t file_size, uint32_t file,
+                                      uint64_t max_tensors) {
   const uint64_t data_start = kLengthSize + header.size();
-  std::deque<Entry> entries = ParseEntries(header);
+  std::deque<Entry> entries = ParseEntries(header, max_tensors);
   CheckNamesDiffer(entries);
   std::sort(entries.begin(), entries.end(), [](const Entry& a, const Entry& b) {
     return std::tie(a.begin, a.end, a.name) < std::tie(b.begin, b.end, b.name);
@@ -401,7 +407,8 @@ void CheckWritable(const StoredTensor& tensor, const std::string& path) {
 
 }  // namespace
 
-std::vector<StoredTensor> ReadFile(Io& io, const std::string& path, uint32_t file, uint64_t max_header) {
+std::vector<StoredTensor> ReadFile(Io& io, const std::string& path, uint32_t file, uint64_t max_header,
+                                   uint64_t max_tensors) {
   try {
     const std::unique_ptr<File> source = io.OpenRead(path);
     const uint64_t file_size = source->Info().size;
@@ -414,7 +421,7 @@ std::vector<StoredTensor> ReadFile(Io& io, const std::string& path, uint32_t fil
                                                   length, max_header));
     std::string header(length, '\0');
     source->ReadAt(header.data(), header.size(), kLengthSize);
-    return ParseHeader(header, file_size, file);
+    return ParseHeader(header, file_size, file, max_tensors);
   } catch (Error& error) {
     error.At("reading", path);
     throw;
@@ -426,7 +433,7 @@ std::vector<StoredTensor> ReadHeader(const std::string& header_and_length, uint6
   try {
     const std::string_view bytes = header_and_length;
     const uint64_t length = HeaderLength(bytes.substr(0, kLengthSize), file_size);
-    return ParseHeader(bytes.substr(kLengthSize, length), file_size, file);
+    return ParseHeader(bytes.substr(kLengthSize, length), file_size, file, UINT64_MAX);
   } catch (Error& error) {
     error.At("reading", path);
     throw;

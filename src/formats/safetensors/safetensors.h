@@ -12,11 +12,13 @@
 namespace reshard::safetensors {
 
 // Tensors of one file in order of their data, each with one chunk of file number `file`. Reads the header only, by SAX:
-// memory is the header's text plus the result; a header of more than `max_header` bytes is kUnsupported and the message
-// names --max_memory. Every check of the official parser is made (FORMAT.md lists them), and these besides: a name
-// twice, a git-lfs pointer ("run git lfs pull"), more than Dims::kMaxAxes axes, names with control or bidi characters.
-// Errors: kCorrupt, kUnsupported, with path, tensor, found and expected numbers.
-std::vector<StoredTensor> ReadFile(Io& io, const std::string& path, uint32_t file, uint64_t max_header);
+// memory is the header's text plus the result; a header of more than `max_header` bytes, or of more than
+// `max_tensors`, is kUnsupported and the message names --max_memory. Every check of the official parser is made
+// (FORMAT.md lists them), and these besides: a name twice, a git-lfs pointer ("run git lfs pull"), more than
+// Dims::kMaxAxes axes, names with control or bidi characters. Errors: kCorrupt, kUnsupported, with path, tensor, found
+// and expected numbers.
+std::vector<StoredTensor> ReadFile(Io& io, const std::string& path, uint32_t file, uint64_t max_header,
+                                   uint64_t max_tensors);
 
 // The same of bytes in memory, the size of the whole file given: for tests and the fuzzer.
 std::vector<StoredTensor> ReadHeader(const std::string& header_and_length, uint64_t file_size, const std::string& path,

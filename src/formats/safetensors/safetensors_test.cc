@@ -366,17 +366,17 @@ TEST_F(SafetensorsFile, IsReadWithoutItsData) {
       fmt::format(R"({{"big":{{"dtype":"U8","shape":[{}],"data_offsets":[0,{}]}}}})", data_size, data_size), 0);
   WriteWholeFile(PosixIo(), path_, start);
   PosixIo().OpenWrite(path_)->Truncate(start.size() + data_size);
-  const auto tensors = ReadFile(PosixIo(), path_, 1, start.size() - 8);
+  const auto tensors = ReadFile(PosixIo(), path_, 1, start.size() - 8, 1);
   ASSERT_EQ(tensors.size(), 1u);
   EXPECT_EQ(tensors[0].chunks[0].offset, start.size());
   EXPECT_EQ(tensors[0].chunks[0].file, 1u);
 }
 
 TEST_F(SafetensorsFile, IsRefusedByPathForItsContent) {
-  const auto error_of = [&](const std::string& bytes, uint64_t max_header) {
+  const auto error_of = [&](const std::string& bytes, uint64_t max_header, uint64_t max_tensors = 2) {
     WriteWholeFile(PosixIo(), path_, bytes);
     try {
-      ReadFile(PosixIo(), path_, 0, max_header);
+      ReadFile(PosixIo(), path_, 0, max_header, max_tensors);
     } catch (const Error& error) {
       return error;
     }
@@ -387,6 +387,11 @@ TEST_F(SafetensorsFile, IsRefusedByPathForItsContent) {
   EXPECT_EQ(too_long.what(), "reading " + path_ +
                                  ": a header of 60 bytes, expected at most 59 within the memory limit; "
                                  "give a larger --max_memory");
+  const Error too_many = error_of(FileBytes(kTest, 16), 60, 0);
+  EXPECT_EQ(too_many.code(), Code::kUnsupported);
+  EXPECT_EQ(too_many.what(), "reading " + path_ +
+                                 ": more than 0 tensors, expected at most so many within the memory limit; give a "
+                                 "larger --max_memory");
   EXPECT_EQ(error_of("", 100).what(), "reading " + path_ +
                                           ": the file has 0 bytes, expected at least 8; the file may be "
                                           "cut off; download it again");

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <map>
 #include <optional>
 
 #include "base/bytes.h"
@@ -80,6 +81,95 @@ void CheckShardPath(const std::string& tensor, const std::string& shard) {
         .Tensor(tensor);
 }
 
+// Collects weight_map and skips everything else.
+class IndexEvents : public JsonEvents {
+ public:
+  IndexEvents(std::string_view text, const std::string& path, uint64_t max_tensors)
+      : JsonEvents(text, path), max_tensors_(max_tensors) {}
+
+  Index Take() {
+    if (!map_seen_) throw Error(Code::kCorrupt, kNoMap);
+    auto& entries = index_.entries;
+    std::sort(entries.begin(), entries.end(), [](const auto& a, const auto& b) { return a.tensor < b.tensor; });
+    const auto twice = std::adjacent_find(entries.begin(), entries.end(),
+                                          [](const auto& a, const auto& b) { return a.tensor == b.tensor; });
+    if (twice != entries.end()) throw Error(Code::kCorrupt, "it is there twice, expected once").Tensor(twice->tensor);
+    SortShards();
+    return std::move(index_);
+  }
+
+  bool null() override { return Scalar("null"); }
+  bool boolean(bool) override { return Scalar("boolean"); }
+  bool number_integer(int64_t) override { return Scalar("number"); }
+  bool number_unsigned(uint64_t) override { return Scalar("number"); }
+  bool number_float(double, const std::string&) override { return Scalar("number"); }
+  bool string(std::string& value) override { return in_map_ && level_ == 2 ? Add(value) : Scalar("string"); }
+  bool start_array(size_t) override { return Open("array"); }
+  bool start_object(size_t) override {
+    const bool is_map = map_next_ && level_ == 1;
+    if (!is_map) return Open("object");
+    map_next_ = false;
+    if (std::exchange(map_seen_, true)) throw Error(Code::kCorrupt, "weight_map is there twice, expected once");
+    in_map_ = true;
+    ++level_;
+    return true;
+  }
+  bool end_array() override { return Close(); }
+  bool end_object() override { return Close(); }
+  bool key(std::string& name) override {
+    if (level_ == 1) map_next_ = name == "weight_map";
+    if (in_map_ && level_ == 2) tensor_ = std::move(name);
+    return true;
+  }
+
+ private:
+  static constexpr const char* kNoMap = "no weight_map, expected an object of tensor names and file names";
+
+  // A value that is no file name.
+  bool Scalar(const char* type) {
+    if (level_ == 0 || (level_ == 1 && map_next_)) throw Error(Code::kCorrupt, kNoMap);
+    if (in_map_)
+      throw Error(Code::kCorrupt, fmt::format("weight_map gives {}, expected a string, a file name", type))
+          .Tensor(tensor_);
+    return true;
+  }
+  bool Open(const char* type) {
+    const bool is_top = level_ == 0 && std::string_view(type) == "object";
+    if (!is_top) Scalar(type);
+    ++level_;
+    return true;
+  }
+  bool Close() {
+    if (--level_ == 1) in_map_ = false;
+    return true;
+  }
+
+  bool Add(const std::string& shard) {
+    if (index_.entries.size() == max_tensors_) throw TooManyTensors(max_tensors_);
+    CheckShardPath(tensor_, shard);
+    const auto [found, added] = numbers_.emplace(shard, static_cast<uint32_t>(numbers_.size()));
+    index_.entries.push_back({std::move(tensor_), found->second});
+    return true;
+  }
+
+  // Shards were numbered as they came.
+  void SortShards() {
+    std::vector<uint32_t> sorted(numbers_.size());
+    for (auto& [shard, number] : numbers_) {
+      sorted[number] = static_cast<uint32_t>(index_.shards.size());
+      index_.shards.push_back(shard);
+    }
+    for (Index::Entry& entry : index_.entries) entry.shard = sorted[entry.shard];
+  }
+
+  const uint64_t max_tensors_;
+  size_t level_ = 0;
+  bool map_next_ = false, map_seen_ = false, in_map_ = false;
+  std::string tensor_;
+  std::map<std::string, uint32_t> numbers_;
+  Index index_;
+};
+
 }  // namespace
 
 std::vector<std::vector<size_t>> SplitIntoShards(const std::vector<uint64_t>& sizes, uint64_t max_shard_size) {
@@ -127,27 +217,22 @@ std::string IndexText(std::vector<std::pair<std::string, std::string>> weight_ma
   return PythonJson(index, true) + "\n";
 }
 
-std::vector<std::pair<std::string, std::string>> ParseIndex(std::string_view text, const std::string& path) {
-  const Json index = ParseJson(text, path);
+Index ParseIndex(std::string_view text, const std::string& path, uint64_t max_tensors) {
   try {
-    const auto map = index.is_object() ? index.find("weight_map") : index.end();
-    if (map == index.end() || !map->is_object())
-      throw Error(Code::kCorrupt, "no weight_map, expected an object of tensor names and file names");
-    std::vector<std::pair<std::string, std::string>> weight_map;
-    weight_map.reserve(map->size());
-    for (const auto& [tensor, shard] : map->items()) {
-      if (!shard.is_string())
-        throw Error(Code::kCorrupt,
-                    fmt::format("weight_map gives {}, expected a string, a file name", shard.type_name()))
-            .Tensor(tensor);
-      CheckShardPath(tensor, shard.get_ref<const std::string&>());
-      weight_map.emplace_back(tensor, shard);
-    }
-    return weight_map;
+    IndexEvents events(text, path, max_tensors);
+    ReadJson(text, path, events);
+    return events.Take();
   } catch (Error& error) {
     error.At("reading", path);
     throw;
   }
+}
+
+Error TooManyTensors(uint64_t max_tensors) {
+  return Error(Code::kUnsupported,
+               fmt::format("more than {} tensors, expected at most so many within the memory limit; give a larger "
+                           "--max_memory",
+                           max_tensors));
 }
 
 }  // namespace reshard::safetensors

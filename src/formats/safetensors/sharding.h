@@ -7,6 +7,8 @@
 #include <utility>
 #include <vector>
 
+#include "base/error.h"
+
 namespace reshard::safetensors {
 
 // Which tensor goes into which shard: indices into `sizes` (bytes of each tensor, in state dict order), shard by shard.
@@ -24,8 +26,21 @@ uint64_t ParseSize(std::string_view text, std::string_view option);
 std::string IndexText(std::vector<std::pair<std::string, std::string>> weight_map, uint64_t total_parameters,
                       uint64_t total_size);
 
-// (tensor, file) pairs in file order of the text. Errors (kCorrupt): no weight_map, values that are no strings, a path
-// that is absolute or has "..", a tensor twice. A missing or odd `metadata` is accepted.
-std::vector<std::pair<std::string, std::string>> ParseIndex(std::string_view text, const std::string& path);
+// Which file each tensor is in.
+struct Index {
+  struct Entry {
+    std::string tensor;
+    uint32_t shard = 0;  // of `shards`
+  };
+  std::vector<std::string> shards;  // by name
+  std::vector<Entry> entries;       // by tensor
+};
+
+// Reads by SAX: memory is the result's. Errors (kCorrupt): no weight_map, values that are no strings, a path that is
+// absolute or has "..", a tensor twice; kUnsupported: more than `max_tensors`. A missing or odd `metadata` is accepted.
+Index ParseIndex(std::string_view text, const std::string& path, uint64_t max_tensors);
+
+// The Error for more tensors than the memory limit bears; the message names --max_memory.
+Error TooManyTensors(uint64_t max_tensors);
 
 }  // namespace reshard::safetensors

@@ -124,19 +124,36 @@ TEST(IndexText, IsWhatSavePretrainedWrites) {
 )");
 }
 
+Pairs PairsOf(const Index& index) {
+  Pairs pairs;
+  for (const Index::Entry& entry : index.entries) pairs.emplace_back(entry.tensor, index.shards[entry.shard]);
+  return pairs;
+}
+
 TEST(IndexText, IsReadBackForAHundredThousandTensors) {
   Pairs weight_map;
   for (int i = 0; i < 100'000; ++i) weight_map.emplace_back(fmt::format("t{:06}", i), ShardName(i + 1, 100'000));
-  EXPECT_EQ(ParseIndex(IndexText(weight_map, 1, 2), "index.json"), weight_map);
+  EXPECT_EQ(PairsOf(ParseIndex(IndexText(weight_map, 1, 2), "index.json", 100'000)), weight_map);
 }
 
-TEST(ParseIndex, KeepsTheOrderOfTheText) {
-  const Pairs expected = {{"b", "x.safetensors"}, {"a", "sub/..y.safetensors"}};
-  const std::string map = R"("weight_map":{"b":"x.safetensors","a":"sub/..y.safetensors"})";
-  EXPECT_EQ(ParseIndex("{" + map + "}", "i.json"), expected);
-  EXPECT_EQ(ParseIndex(R"({"metadata":null,)" + map + "}", "i.json"), expected);
-  EXPECT_EQ(ParseIndex(R"({"metadata":{"total_size":16060522496.0},)" + map + "}", "i.json"), expected);
-  EXPECT_EQ(ParseIndex(R"({"weight_map":{}})", "i.json"), Pairs());
+TEST(ParseIndex, SortsTensorsAndShards) {
+  const Pairs expected = {{"a", "sub/..y.safetensors"}, {"b", "x.safetensors"}, {"c", "sub/..y.safetensors"}};
+  const std::string map = R"("weight_map":{"b":"x.safetensors","c":"sub/..y.safetensors","a":"sub/..y.safetensors"})";
+  for (const std::string before : {"", R"("metadata":null,)", R"("metadata":{"total_size":16060522496.0},)",
+                                   R"("metadata":{"weight_map":[{"weight_map":1}]},)"}) {
+    const Index index = ParseIndex("{" + before + map + R"(,"more":[[1]]})", "i.json", 3);
+    EXPECT_EQ(PairsOf(index), expected);
+    EXPECT_EQ(index.shards, (std::vector<std::string>{"sub/..y.safetensors", "x.safetensors"}));
+  }
+  EXPECT_EQ(PairsOf(ParseIndex(R"({"weight_map":{}})", "i.json", 0)), Pairs());
+}
+
+TEST(ParseIndex, RefusesMoreTensorsThanMemoryBears) {
+  const Error error = ErrorOf([] { ParseIndex(R"({"weight_map":{"a":"x","b":"x"}})", "i.json", 1); });
+  EXPECT_EQ(error.code(), Code::kUnsupported);
+  EXPECT_STREQ(error.what(),
+               "reading i.json: more than 1 tensors, expected at most so many within the memory limit; give a larger "
+               "--max_memory");
 }
 
 TEST(ParseIndex, RefusesWhatIsNoIndex) {
@@ -160,11 +177,14 @@ TEST(ParseIndex, RefusesWhatIsNoIndex) {
            {with(R"("a/..")"), R"(the file name "a/.." leaves the folder)", "t"},
            {with(R"("..")"), R"(the file name ".." leaves the folder)", "t"},
            {with(R"("a\u0000b")"), R"(the file name "a\u0000b" holds a zero byte)", "t"},
-           {R"({"weight_map":{"t":"a","t":"b"}})", "t", ""},
+           {R"({"weight_map":{"t":"a","t":"b"}})", "it is there twice, expected once", "t"},
+           {R"({"weight_map":{"t":"a"},"weight_map":{"u":"a"}})", "weight_map is there twice", ""},
+           {R"({"weight_map":{"t":"a"},"weight_map":1})", "no weight_map", ""},
+           {"1", "no weight_map", ""},
            {"version https://git-lfs.github.com/spec/v1\n", "", ""},
        }) {
     SCOPED_TRACE(bad.text);
-    const Error error = ErrorOf([&] { ParseIndex(bad.text, "i.json"); });
+    const Error error = ErrorOf([&] { ParseIndex(bad.text, "i.json", 10); });
     EXPECT_EQ(error.code(), Code::kCorrupt);
     EXPECT_EQ(error.path(), "i.json");
     EXPECT_EQ(error.tensor(), bad.tensor);

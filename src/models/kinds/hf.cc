@@ -3,7 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <map>
+#include <iterator>
 #include <set>
 
 #include "base/error.h"
@@ -85,7 +85,7 @@ class HfReader {
     if (!io_.Stat(checkpoint_.config_path))
       throw Error(Code::kNotFound, "there is no config.json, expected one; give the folder that has it")
           .At("reading", checkpoint_.folder);
-    checkpoint_.config_text = ReadWholeFile(io_, checkpoint_.config_path, kMaxConfigBytes);
+    checkpoint_.config_text = ReadWholeFile(io_, checkpoint_.config_path, kMaxTreeBytes);
     checkpoint_.config = ParseJson(checkpoint_.config_text, checkpoint_.config_path);
     checkpoint_.model = ModelFromHfConfig(checkpoint_.config, checkpoint_.config_path);
     if (Exists(io_, checkpoint_.folder, kSingle)) {
@@ -133,7 +133,8 @@ class HfReader {
         .At("reading", checkpoint_.folder);
   }
 
-  std::vector<StoredTensor> ReadShard(const std::string& name) {
+  // Appends its tensors to those of the checkpoint.
+  void ReadShard(const std::string& name) {
     std::string path = JoinPath(checkpoint_.folder, name);
     auto info = io_.Stat(path);
     if (!info) {
@@ -144,43 +145,55 @@ class HfReader {
           .At("reading", path);
     }
     uint32_t number = static_cast<uint32_t>(checkpoint_.files.size());
-    auto tensors = safetensors::ReadFile(io_, path, number, options_.max_header);
+    auto tensors = safetensors::ReadFile(io_, path, number, options_.max_header,
+                                         options_.max_tensors - checkpoint_.tensors.size());
     checkpoint_.files.push_back({path, name, info->size, info->mtime_ns, info->inode});
-    for (const StoredTensor& tensor : tensors) checkpoint_.tensors.push_back(tensor);
-    return tensors;
+    std::move(tensors.begin(), tensors.end(), std::back_inserter(checkpoint_.tensors));
+  }
+
+  safetensors::Index ReadIndex() {
+    std::string path = JoinPath(checkpoint_.folder, std::string(kIndex));
+    if (uint64_t size = io_.Stat(path)->size; size > options_.max_header)
+      throw Error(Code::kUnsupported, fmt::format("an index of {} bytes, expected at most {} within the memory limit; "
+                                                  "give a larger --max_memory",
+                                                  size, options_.max_header))
+          .At("reading", path);
+    return safetensors::ParseIndex(ReadWholeFile(io_, path, options_.max_header), path, options_.max_tensors);
   }
 
   // The index and the shards must say the same of every tensor.
   void ReadShards() {
-    std::string path = JoinPath(checkpoint_.folder, std::string(kIndex));
-    std::map<std::string, std::string> map;
-    std::set<std::string> shards;
-    for (auto& [tensor, file] : safetensors::ParseIndex(ReadWholeFile(io_, path, kMaxConfigBytes), path)) {
-      shards.insert(file);
-      map.emplace(tensor, file);
+    const safetensors::Index index = ReadIndex();
+    std::vector<bool> seen(index.entries.size());
+    for (uint32_t shard = 0; shard < index.shards.size(); ++shard) {
+      size_t begin = checkpoint_.tensors.size();
+      ReadShard(index.shards[shard]);
+      for (size_t i = begin; i < checkpoint_.tensors.size(); ++i)
+        seen[FindInIndex(index, shard, checkpoint_.tensors[i].name)] = true;
     }
-    for (const std::string& shard : shards) {
-      for (const StoredTensor& tensor : ReadShard(shard)) {
-        auto mapped = map.find(tensor.name);
-        if (mapped == map.end() || mapped->second != shard)
-          throw Error(
-              Code::kCorrupt,
-              mapped == map.end()
-                  ? "it is not in the index, or twice in the shards, expected it once in both"
-                  : fmt::format("the index has it in {} and this file has it too, expected it in one of the two",
-                                mapped->second))
-              .At("reading", JoinPath(checkpoint_.folder, shard))
-              .Tensor(tensor.name);
-        map.erase(mapped);
-      }
-    }
-    if (!map.empty())
-      throw Error(
-          Code::kCorrupt,
-          fmt::format("it is not there, though the index maps it ({} such), expected it; download the model again",
-                      map.size()))
-          .At("reading", JoinPath(checkpoint_.folder, map.begin()->second))
-          .Tensor(map.begin()->first);
+    size_t missing = std::count(seen.begin(), seen.end(), false);
+    if (missing == 0) return;
+    const auto& first = index.entries[std::find(seen.begin(), seen.end(), false) - seen.begin()];
+    throw Error(
+        Code::kCorrupt,
+        fmt::format("it is not there, though the index maps it ({} such), expected it; download the model again",
+                    missing))
+        .At("reading", JoinPath(checkpoint_.folder, index.shards[first.shard]))
+        .Tensor(first.tensor);
+  }
+
+  // The number of the entry of a tensor that `shard` has.
+  size_t FindInIndex(const safetensors::Index& index, uint32_t shard, const std::string& name) const {
+    auto entry = std::lower_bound(index.entries.begin(), index.entries.end(), name,
+                                  [](const auto& e, const std::string& wanted) { return e.tensor < wanted; });
+    bool mapped = entry != index.entries.end() && entry->tensor == name;
+    if (mapped && entry->shard == shard) return entry - index.entries.begin();
+    throw Error(Code::kCorrupt,
+                mapped ? fmt::format("the index has it in {} and this file has it too, expected it in one of the two",
+                                     index.shards[entry->shard])
+                       : "it is not in the index, expected it in both")
+        .At("reading", JoinPath(checkpoint_.folder, index.shards[shard]))
+        .Tensor(name);
   }
 
   void FillRank() {

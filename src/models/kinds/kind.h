@@ -26,7 +26,8 @@ struct OpenOptions {
   std::string model_type;     // a group of families ("llama", "qwen"); empty: as the files say
   std::string template_path;  // a HuggingFace folder whose config.json is the truth for what other kinds' cannot say
   std::optional<uint64_t> vocab_size;
-  uint64_t max_header = 0;  // bytes of one header that may be held
+  uint64_t max_header = 0;   // bytes of one header, or index, that may be held
+  uint64_t max_tensors = 0;  // of all files together, and twice as many parts
 };
 
 // An opened source: headers only. `files` are counted by the chunks' file numbers.
@@ -125,7 +126,8 @@ const Kind& KindByName(std::string_view name);
 const Kind& DetectKind(Io& io, const std::string& path);
 
 // Opens `path` as `kind`, or as what it is where `kind` is empty. Every layout's tensor is there with the right shape,
-// and no other tensor is; all problems are gathered into one kMismatch.
+// and no other tensor is; all problems are gathered into one kMismatch. Takes about 2 KiB of memory a tensor. Errors:
+// kUnsupported where there are more tensors or parts than the options allow; the message names --max_memory.
 Checkpoint OpenCheckpoint(Io& io, const std::string& path, std::string_view kind, const OpenOptions& options);
 
 extern const Kind kHuggingFace, kNemo, kTrtllm;
@@ -139,7 +141,10 @@ std::vector<std::string> Entries(Io& io, const std::string& folder);
 // The dtype of most elements.
 Dtype MainDtype(const std::vector<StoredTensor>& tensors);
 
-// The most bytes of a config, an index or another small text that is read.
+// The most bytes of a text that becomes a tree: a config, metadata.json.
+constexpr uint64_t kMaxTreeBytes = uint64_t{1} << 20;
+
+// The most bytes of another small file that is read whole.
 constexpr uint64_t kMaxConfigBytes = uint64_t{64} << 20;
 
 }  // namespace reshard

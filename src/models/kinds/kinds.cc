@@ -35,6 +35,51 @@ Error NotRead(const std::string& path, std::string_view what) {
   return error;
 }
 
+// What one layer of a model is in a checkpoint.
+struct LayerCost {
+  uint64_t tensors = 0, parts = 0;
+  uint64_t stacked = 0;  // the most layers that a stacked tensor of the checkpoint has
+};
+
+// Of the first rank, in the layers that it holds.
+LayerCost CostOfLayer(const Checkpoint& checkpoint, const Kind& kind) {
+  Rank first = checkpoint.ranks[0];
+  first.layers.end = first.layers.begin + 1;
+  auto present = [&](const TensorSpec& spec) { return FindTensor(checkpoint, 0, spec.name) != nullptr; };
+  auto layouts = ChooseLayouts(checkpoint.model, {first}, kind.layouts, kind.name, present);
+  LayerCost cost;
+  for (const TensorSpec& spec : TensorsOf(checkpoint.model, first, layouts)) {
+    if (spec.views[0].part.layer < 0) continue;
+    ++cost.tensors;
+    cost.parts += spec.views.size();
+    const StoredTensor* tensor = FindTensor(checkpoint, 0, spec.name);
+    if (first.stacks_layers && tensor && !tensor->shape.empty())
+      cost.stacked = std::max(cost.stacked, tensor->shape[0]);
+  }
+  return cost;
+}
+
+// Before anything is made for each layer of the config: refuses many more than the files have, and more than memory
+// bears. What differs less is told tensor by tensor.
+constexpr uint64_t kFewLayers = 4;
+
+void CheckLayers(const Checkpoint& checkpoint, const Kind& kind, const OpenOptions& options) {
+  const LayerCost cost = CostOfLayer(checkpoint, kind);
+  const uint64_t layers = checkpoint.model.sizes['L'], ranks = checkpoint.ranks[0].tensor.count;
+  const uint64_t there =
+      checkpoint.ranks[0].stacks_layers ? cost.stacked : checkpoint.tensors.size() / cost.tensors / ranks;
+  if (layers > 2 * (there + kFewLayers))
+    throw Error(Code::kMismatch,
+                fmt::format("the config has {} layers, expected {} as the tensors have", layers, there))
+        .At("reading", checkpoint.config_path);
+  const uint64_t parts = cost.parts * ranks;  // of a layer
+  if (layers * parts > 2 * options.max_tensors)
+    throw Error(Code::kUnsupported, fmt::format("{} layers of {} parts, expected at most {} parts within the memory "
+                                                "limit; give a larger --max_memory",
+                                                layers, parts, 2 * options.max_tensors))
+        .At("reading", checkpoint.config_path);
+}
+
 // All that is wrong between what a checkpoint stores and what its config makes it store.
 std::vector<std::string> Problems(const Checkpoint& checkpoint, const std::vector<TensorSpec>& specs) {
   auto full = [&](uint32_t rank, const std::string& name) {
@@ -140,6 +185,7 @@ Checkpoint OpenCheckpoint(Io& io, const std::string& path, std::string_view kind
         .At("reading", checkpoint.config_path);
   std::sort(checkpoint.tensors.begin(), checkpoint.tensors.end(), Before);
   auto present = [&](const TensorSpec& spec) { return FindTensor(checkpoint, spec.rank, spec.name) != nullptr; };
+  CheckLayers(checkpoint, kind, options);
   checkpoint.layouts = ChooseLayouts(checkpoint.model, checkpoint.ranks, kind.layouts, kind.name, present);
   std::vector<std::string> problems =
       Problems(checkpoint, TensorsOf(checkpoint.model, checkpoint.ranks, checkpoint.layouts));

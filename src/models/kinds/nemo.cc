@@ -65,7 +65,7 @@ class NemoReader {
     if (!io_.Stat(checkpoint_.config_path))
       throw Error(Code::kCorrupt, fmt::format("there is no {}, expected one", kConfig))
           .At("reading", checkpoint_.folder);
-    checkpoint_.config_text = ReadWholeFile(io_, checkpoint_.config_path, kMaxConfigBytes);
+    checkpoint_.config_text = ReadWholeFile(io_, checkpoint_.config_path, kMaxTreeBytes);
     checkpoint_.config = YamlValue(ParseYaml(checkpoint_.config_text, checkpoint_.config_path));
     if (!checkpoint_.config.is_object())
       throw Error(Code::kCorrupt, "no mapping at the top, expected one").At("reading", checkpoint_.config_path);
@@ -88,7 +88,7 @@ class NemoReader {
           Code::kCorrupt,
           "metadata.json is missing, which is written last; the checkpoint is incomplete, expected a finished one")
           .At("reading", weights_);
-    Json metadata = ParseJson(ReadWholeFile(io_, path, kMaxConfigBytes), path);
+    Json metadata = ParseJson(ReadWholeFile(io_, path, kMaxTreeBytes), path);
     auto backend = metadata.find("sharded_backend");
     if (backend == metadata.end() || !backend->is_string())
       throw Error(Code::kCorrupt, "no text 'sharded_backend', expected \"zarr\"").At("reading", path);
@@ -164,7 +164,7 @@ class NemoReader {
     if (!options_.template_path.empty()) {
       checkpoint_.template_path = options_.template_path;
       std::string path = JoinPath(options_.template_path, "config.json");
-      checkpoint_.template_text = ReadWholeFile(io_, path, kMaxConfigBytes);
+      checkpoint_.template_text = ReadWholeFile(io_, path, kMaxTreeBytes);
       checkpoint_.template_files = CarriedFiles(io_, options_.template_path);
       known = ModelFromHfConfig(ParseJson(checkpoint_.template_text, path), path);
       hints.template_model = &known;

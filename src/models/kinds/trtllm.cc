@@ -76,7 +76,7 @@ class TrtllmReader {
           Code::kCorrupt,
           "there is no config.json, which is written last; the checkpoint is incomplete, expected a finished one")
           .At("reading", checkpoint_.folder);
-    checkpoint_.config_text = ReadWholeFile(io_, checkpoint_.config_path, kMaxConfigBytes);
+    checkpoint_.config_text = ReadWholeFile(io_, checkpoint_.config_path, kMaxTreeBytes);
     checkpoint_.config = ParseJson(checkpoint_.config_text, checkpoint_.config_path);
     checkpoint_.model = ModelFromTrtllmConfig(checkpoint_.config, checkpoint_.config_path);
     const TrtllmOptions cut = CutOfTrtllmConfig(checkpoint_.config, checkpoint_.config_path);
@@ -94,7 +94,7 @@ class TrtllmReader {
     if (options_.template_path.empty()) return;
     checkpoint_.template_path = options_.template_path;
     const std::string path = JoinPath(options_.template_path, "config.json");
-    checkpoint_.template_text = ReadWholeFile(io_, path, kMaxConfigBytes);
+    checkpoint_.template_text = ReadWholeFile(io_, path, kMaxTreeBytes);
     checkpoint_.template_files = CarriedFiles(io_, options_.template_path);
     const Model known = ModelFromHfConfig(ParseJson(checkpoint_.template_text, path), path);
     CheckTemplate(checkpoint_.model, known, checkpoint_.unsaid, checkpoint_.config_path);
@@ -138,7 +138,8 @@ class TrtllmReader {
           .At("reading", path);
     const uint32_t number = static_cast<uint32_t>(checkpoint_.files.size());
     checkpoint_.files.push_back({path, name, info->size, info->mtime_ns, info->inode});
-    for (StoredTensor& tensor : safetensors::ReadFile(io_, path, number, options_.max_header)) {
+    for (StoredTensor& tensor : safetensors::ReadFile(io_, path, number, options_.max_header,
+                                                      options_.max_tensors - checkpoint_.tensors.size())) {
       if (IsConstant(tensor.name)) {
         checkpoint_.ignored.push_back(FullName("", checkpoint_.ranks.size(), rank, tensor.name));
         continue;

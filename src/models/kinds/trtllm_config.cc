@@ -40,6 +40,8 @@ constexpr KeyPair kKeys[] = {
 constexpr std::string_view kScalings[] = {"linear", "dynamic", "longrope", "llama3"};
 constexpr unsigned kVersionWithYarn = 15;
 
+constexpr uint64_t kMaxRanks = 4096;
+
 Error At(const std::string& path, Code code, std::string message) {
   Error error(code, std::move(message));
   error.At("reading", path);
@@ -233,6 +235,8 @@ TrtllmOptions CutOfTrtllmConfig(const Json& config, const std::string& path) {
     throw At(path, Code::kMismatch,
              fmt::format("world_size is {}, expected {}: tp_size {} times pp_size {}", world, cut.tp * cut.pp, cut.tp,
                          cut.pp));
+  if (world > kMaxRanks)
+    throw At(path, Code::kUnsupported, fmt::format("{} ranks, expected at most {}", world, kMaxRanks));
   const Json& axis = reader.At("embedding_sharding_dim");
   if (!axis.is_null() && axis != 0 && axis != 1)
     throw At(path, Code::kCorrupt, fmt::format("embedding_sharding_dim is {}, expected 0 or 1", axis.dump()));
