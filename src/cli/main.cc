@@ -9,6 +9,7 @@
 #include <new>
 
 #include "base/json.h"
+#include "cli/next_ns.h"
 #include "cli/options.h"
 #include "cli/report.h"
 
@@ -17,17 +18,33 @@ namespace {
 
 constexpr int kDiffers = 1;
 
+constexpr int kSignalled = 128;  // and the number of the signal: what shells make of one that kills
+
 std::atomic<bool> stop = false;
+std::atomic<bool> stoppable = false;  // somebody looks at `stop`, and has something to put away
 volatile std::sig_atomic_t stopped_by = 0;
+std::string last_words;  // made before the handler is installed
 
 extern "C" void OnSignal(int number) {
   stopped_by = number;
   stop = true;
+  if (stoppable) return;
+  [[maybe_unused]] ssize_t written = write(STDERR_FILENO, last_words.data(), last_words.size());
+  _exit(kSignalled + number);
 }
 
-// SIGINT and SIGTERM ask workers to stop; a closed pipe and a file size limit are errors of the call, not of the
-// process.
-void InstallSignals() {
+// While it lives a signal asks to stop; else it ends the program on the spot, which then only reads.
+class Stoppable {
+ public:
+  Stoppable() { stoppable = true; }
+  ~Stoppable() { stoppable = false; }
+  Stoppable(const Stoppable&) = delete;
+  Stoppable& operator=(const Stoppable&) = delete;
+};
+
+// A closed pipe and a file size limit are errors of the call, not of the process.
+void InstallSignals(const Log& log) {
+  last_words = log.LastWords(Error(Code::kCancelled, "stopped by a signal; run the same command again"));
   struct sigaction action = {};
   action.sa_handler = OnSignal;
   for (int number : {SIGINT, SIGTERM}) sigaction(number, &action, nullptr);
@@ -51,6 +68,11 @@ void TameAllocator() {
 
 std::string Dump(const Json& json) { return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n"; }
 
+ConvertReport RunStoppable(Conversion& conversion) {
+  Stoppable until_done;
+  return conversion.Run();
+}
+
 int Convert(Options& options, Log& log, bool plan_only) {
   auto begin = std::chrono::steady_clock::now();
   RunOptions& run = options.convert.run;
@@ -59,12 +81,13 @@ int Convert(Options& options, Log& log, bool plan_only) {
   Conversion conversion(options.convert);
   const PlanReport& plan = conversion.plan();
   for (const std::string& note : options.notes) log.Note(note);
+  for (const std::string& note : NeedlessBetween(options, plan.source_kind, plan.target_kind)) log.Note(note);
   if (plan_only || options.dry_run) {
     Print(options.json ? Dump(PlanJson(plan)) : PlanText(plan));
     return 0;
   }
   for (const std::string& note : plan.notes) log.Note(note);
-  ConvertReport report = conversion.Run();
+  ConvertReport report = RunStoppable(conversion);
   if (report.already_complete) {
     log.Done(fmt::format("{} is already complete", plan.target), {{"event", "already_complete"}, {"plan_id", plan.id}});
     if (options.json)
@@ -96,8 +119,12 @@ int Convert(Options& options, Log& log, bool plan_only) {
   return 0;
 }
 
+SourceHints HintsOf(const Options& options) {
+  return {options.convert.model_type, options.convert.hf_model_name, options.convert.vocab_size};
+}
+
 int RunInspect(const Options& options) {
-  InspectReport report = Inspect(options.paths[0], {options.convert.model_type, {}, {}}, options.convert.run);
+  InspectReport report = Inspect(options.paths[0], HintsOf(options), options.convert.run);
   Print(options.json ? Dump(InspectJson(report)) : InspectText(report));
   return 0;
 }
@@ -118,10 +145,9 @@ int VerifyOne(const Options& options) {
 
 int RunVerify(Options& options, Log& log) {
   RunOptions& run = options.convert.run;
-  run.stop = &stop;
   run.progress = [&](uint64_t done, uint64_t total) { log.Progress("comparing", done, total); };
   if (options.paths.size() == 1) return VerifyOne(options);
-  VerifyReport report = Verify(options.paths[0], options.paths[1], {}, run);
+  VerifyReport report = Verify(options.paths[0], options.paths[1], HintsOf(options), run);
   log.ProgressDone();
   Print(options.json ? Dump(VerifyJson(report)) : VerifyText(report));
   return report.equal ? 0 : kDiffers;
@@ -155,9 +181,7 @@ int RunCommand(const std::string& command, Options& options, Log& log) {
 }
 
 int ExitOf(const Error& error) {
-  constexpr int kTerminated = 143;
-  if (error.code() == Code::kCancelled && stopped_by == SIGTERM) return kTerminated;
-  return ExitCode(error.code());
+  return error.code() == Code::kCancelled ? kSignalled + stopped_by : ExitCode(error.code());
 }
 
 // The wish for JSON lines has to be known even where the options cannot be parsed.
@@ -170,8 +194,9 @@ bool WantsJsonLog(const std::vector<std::string>& words) {
   return false;
 }
 
-int Main(const std::string& program, std::vector<std::string> words) {
-  Log early(WantsJsonLog(words), false);
+int Main(bool called_ns, std::vector<std::string> words) {
+  Log log(WantsJsonLog(words));
+  InstallSignals(log);
   try {
     if (words.empty()) {
       Print(HelpText(""));
@@ -189,27 +214,27 @@ int Main(const std::string& program, std::vector<std::string> words) {
     }
     std::vector<std::string> known = Commands();
     if (std::find(known.begin(), known.end(), command) == known.end()) {
+      if (called_ns) RunNextNs(command, words);
       std::string closest = Closest(command, known);
-      throw Error(Code::kInvalidArgument,
-                  fmt::format("the command '{}' is not known{}; `reshard --help` lists all", command,
-                              closest.empty() ? "" : ", did you mean " + closest + "?"));
+      throw Error(Code::kInvalidArgument, fmt::format("the command '{}' is not known{}`reshard --help` lists all",
+                                                      command, DidYouMean(closest)));
     }
-    Options options = ParseOptions(command, std::move(words), program == "ns");
+    Options options = ParseOptions(command, std::move(words), called_ns);
     if (options.help) {
       Print(HelpText(command));
       return 0;
     }
-    Log log(options.log_format == "json", options.quiet);
+    log.SetQuiet(options.quiet);
     return RunCommand(command, options, log);
   } catch (const Error& error) {
-    early.Failure(error);
+    log.Failure(error);
     return ExitOf(error);
   } catch (const std::bad_alloc&) {
-    early.Failure(Error(Code::kIo, "the system gave no more memory; a smaller --max_memory may fit"));
+    log.Failure(Error(Code::kIo, "the system gave no more memory; a smaller --max_memory may fit"));
     return ExitCode(Code::kIo);
   } catch (const std::exception& error) {
-    early.Failure(Error(Code::kInternal,
-                        fmt::format("{}; this is a bug of reshard, please report it with the command", error.what())));
+    log.Failure(Error(Code::kInternal,
+                      fmt::format("{}; this is a bug of reshard, please report it with the command", error.what())));
     return ExitCode(Code::kInternal);
   }
 }
@@ -220,7 +245,6 @@ int Main(const std::string& program, std::vector<std::string> words) {
 int main(int argc, char** argv) {
   reshard::cli::KeepStandardDescriptors();
   reshard::cli::TameAllocator();
-  reshard::cli::InstallSignals();
   std::string program = argc > 0 ? argv[0] : "reshard";
-  return reshard::cli::Main(program.substr(program.rfind('/') + 1), {argv + std::min(argc, 1), argv + argc});
+  return reshard::cli::Main(program.substr(program.rfind('/') + 1) == "ns", {argv + std::min(argc, 1), argv + argc});
 }

@@ -3,7 +3,6 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <functional>
-#include <map>
 
 namespace reshard::cli {
 namespace {
@@ -40,9 +39,17 @@ struct OptionRow {
   unsigned commands;
   const char* help;  // empty: not listed, an old spelling
   Store store;
+  // It means something only where the source, or the target, is of one of these kinds; both empty: everywhere.
+  const char* sources = "";
+  const char* targets = "";
 };
 
 Error Usage(std::string message) { return Error(Code::kInvalidArgument, std::move(message)); }
+
+// Whether the word is in the list, which blanks take apart.
+bool Lists(const std::string& list, const std::string& word) {
+  return (" " + list + " ").find(" " + word + " ") != std::string::npos;
+}
 
 std::string OneOf(const std::string& name, const std::string& value, const std::vector<std::string>& allowed) {
   if (std::find(allowed.begin(), allowed.end(), value) != allowed.end()) return value;
@@ -108,37 +115,39 @@ const std::vector<OptionRow>& Table() {
        [](Options& o, const std::string& v) { o.convert.from = v; }},
       {"--convert_to,--to", "KIND", kConvert, "hf, nemo or trtllm",
        [](Options& o, const std::string& v) { o.convert.to = v; }},
-      {"--model_type", "GROUP", kConvert | kInspect,
+      {"--model_type", "GROUP", kConvert | kInspect | kVerify,
        "llama (Llama, Mistral) or qwen (Qwen 2, 3); by default as\nthe files say",
        [](Options& o, const std::string& v) {
          o.convert.model_type = OneOf("--model_type", v, {"llama", "qwen"});
        }},
-      {"--hf_model_name", "NAME", kConvert,
-       "a folder or a hub name: the tokenizer of a NeMo target, the\nconfig and tokenizer of a HuggingFace one made "
-       "from NeMo",
-       [](Options& o, const std::string& v) { o.convert.hf_model_name = v; }},
+      {"--hf_model_name", "NAME", kConvert | kInspect | kVerify,
+       "a folder or a hub name: the tokenizer of a NeMo target, the\nconfig and tokenizer that a NeMo source came "
+       "from",
+       [](Options& o, const std::string& v) { o.convert.hf_model_name = v; }, "nemo trtllm", "nemo"},
       {"--dtype,--precision", "DTYPE", kConvert, "bf16, fp16 or fp32; by default every tensor keeps its own",
        [](Options& o, const std::string& v) { o.convert.dtype = v; }},
-      {"--vocab_size", "N", kConvert, "rows of the vocabulary without padding, where a NeMo\nsource does not say",
-       [](Options& o, const std::string& v) { o.convert.vocab_size = Count("--vocab_size", v, 1, uint64_t{1} << 23); }},
+      {"--vocab_size", "N", kConvert | kInspect | kVerify,
+       "rows of the vocabulary without padding, where a NeMo\nsource does not say",
+       [](Options& o, const std::string& v) { o.convert.vocab_size = Count("--vocab_size", v, 1, uint64_t{1} << 23); },
+       "nemo trtllm"},
       {"--untie_embeddings", "", kConvert, "write the head of a tied model as a tensor of its own",
        [](Options& o, const std::string&) { o.convert.untie_embeddings = true; }},
       {"--allow_rope", "config_only", kConvert, "store rope settings that no NeMo model reads, for the way back",
        [](Options& o, const std::string& v) {
          OneOf("--allow_rope", v, {"config_only"});
          o.convert.rope_config_only = true;
-       }},
+       },
+       "", "nemo"},
       {"--allow_overflow", "", kConvert, "publish although a cast made finite values infinite",
        [](Options& o, const std::string&) { o.convert.allow_overflow = true; }},
       {"--max_shard_size", "SIZE", kConvert, "the most bytes of one safetensors file, 10GB by default",
-       [](Options& o, const std::string& v) { o.convert.max_shard_size = ShardSize(v); }},
+       [](Options& o, const std::string& v) { o.convert.max_shard_size = ShardSize(v); }, "", "hf"},
       {"--override", "", kConvert, "replace what OUT holds, once the new checkpoint is complete",
        [](Options& o, const std::string&) { o.convert.replace = true; }},
       {"--verify", "", kConvert, "compare the result with the source before it is published",
        [](Options& o, const std::string&) { o.convert.verify = true; }},
       {"--dry_run", "", kConvert, "print the plan and stop", [](Options& o, const std::string&) { o.dry_run = true; }},
-      {"--max_memory", "SIZE", kConvert | kInspect | kVerify,
-       "the most resident memory, everything counted, by default\n256MiB",
+      {"--max_memory", "SIZE", kConvert | kInspect | kVerify, "the most resident memory, by default 256MiB",
        [](Options& o, const std::string& v) { o.convert.run.max_memory = ParseSize(v, "--max_memory"); }},
       {"--workers", "N", kConvert | kVerify, "threads that move data; by default one a core, 2 to 8",
        [](Options& o, const std::string& v) {
@@ -160,12 +169,14 @@ const std::vector<OptionRow>& Table() {
        Trtllm("--tp_size",
               [](Options& o, const std::string& v) { SetSize("--tp_size", v, o.convert.trtllm.tp_size, o.tp_by); })},
       {"--num_gpus", "N", kConvert, "the same as --tp_size; no other target depends on GPUs",
-       [](Options& o, const std::string& v) { SetSize("--num_gpus", v, o.convert.trtllm.tp_size, o.tp_by); }},
+       [](Options& o, const std::string& v) { SetSize("--num_gpus", v, o.convert.trtllm.tp_size, o.tp_by); }, "",
+       "trtllm"},
       {"--pp_size", "N", kConvert, "trtllm: pipeline stages, 1 by default",
        Trtllm("--pp_size",
               [](Options& o, const std::string& v) { SetSize("--pp_size", v, o.convert.trtllm.pp_size, o.pp_by); })},
       {"--num_nodes", "N", kConvert, "the same as --pp_size; no other target depends on nodes",
-       [](Options& o, const std::string& v) { SetSize("--num_nodes", v, o.convert.trtllm.pp_size, o.pp_by); }},
+       [](Options& o, const std::string& v) { SetSize("--num_nodes", v, o.convert.trtllm.pp_size, o.pp_by); }, "",
+       "trtllm"},
       {"--use_parallel_embedding", "", kConvert, "trtllm: cut the embedding over the tensor ranks",
        Trtllm("--use_parallel_embedding",
               [](Options& o, const std::string&) { o.convert.trtllm.use_parallel_embedding = true; })},
@@ -218,7 +229,7 @@ const std::vector<OptionRow>& Table() {
        Needless("--cpu-only", "nothing here uses a GPU")},
       {"--tmp_out_path", "PATH", kConvert, "accepted; there is no intermediate file",
        Needless("--tmp-out-path", "weights are streamed, there is no intermediate file")},
-      {"--help", "", kConvert | kInspect | kVerify | kTables, "this text",
+      {"--help,-h", "", kConvert | kInspect | kVerify | kTables, "this text",
        [](Options& o, const std::string&) { o.help = true; }},
   };
   return kTable;
@@ -273,11 +284,29 @@ std::string WithUnderscores(std::string word) {
   return word;
 }
 
-void NormaliseNames(std::vector<std::string>& words) {
-  for (std::string& word : words) {
-    if (word == "--") return;
-    word = WithUnderscores(word);
+// CLI11 names the option and says the rest for C++ programmers.
+Error UsageOf(const CLI::ParseError& error) {
+  std::string text = error.what();
+  size_t begin = text.find("--"),
+         end = std::min(text.find_first_not_of("abcdefghijklmnopqrstuvwxyz_", begin + 2), text.size());
+  if (begin == std::string::npos) return Usage(text);
+  std::string name = text.substr(begin, end - begin);
+  for (const OptionRow& row : Table()) {
+    std::vector<std::string> names = NamesOf(row);
+    if (std::find(names.begin(), names.end(), name) == names.end()) continue;
+    return *row.value ? Usage("there is no value behind " + name + ", expected " + name + "=" + row.value)
+                      : Usage(name + " was given a value, expected " + name + " alone");
   }
+  return Usage(text);
+}
+
+// A lone "--" is dropped; what stands behind it is no option.
+std::vector<std::string> TakeWordsBehindDashes(std::vector<std::string>& words) {
+  auto dashes = std::find(words.begin(), words.end(), "--");
+  if (dashes == words.end()) return {};
+  std::vector<std::string> behind(dashes + 1, words.end());
+  words.erase(dashes, words.end());
+  return behind;
 }
 
 void RefuseUnknown(const std::string& word, const CommandRow& command) {
@@ -292,8 +321,8 @@ void RefuseUnknown(const std::string& word, const CommandRow& command) {
     if (row.commands & command.bit)
       for (const std::string& other : NamesOf(row)) known.push_back(other);
   std::string closest = Closest(name, known);
-  throw Usage("the option " + name + " is not known" + (closest.empty() ? "" : ", did you mean " + closest + "?") +
-              "; `reshard " + command.name + " --help` lists all");
+  throw Usage("the option " + name + " is not known" + DidYouMean(closest) + "`reshard " + command.name +
+              " --help` lists all");
 }
 
 // Options that together say what a trtllm target is, or that say it of another target.
@@ -302,9 +331,6 @@ void SettleTrtllm(Options& options) {
     if (!options.trtllm.empty())
       throw Usage(options.trtllm[0] + " is given for a target of the kind " + options.convert.to +
                   ", expected it with --to=trtllm only");
-    for (const std::string& by : {options.tp_by, options.pp_by})
-      if (!by.empty())
-        options.notes.push_back(by + " is not needed: a " + options.convert.to + " checkpoint does not depend on it");
     return;
   }
   if (!options.weight_only_precision.empty() && !options.use_weight_only)
@@ -324,7 +350,7 @@ void SettleTrtllm(Options& options) {
         options.weight_only_precision.empty() ? "int8" : options.weight_only_precision;
 }
 
-void TakePaths(const CommandRow& command, Options& options) {
+void TakePaths(const CommandRow& command, bool called_ns, Options& options) {
   std::vector<std::string>& paths = options.paths;
   if (command.bit == kConvert) {
     std::vector<std::string*> open;
@@ -338,6 +364,7 @@ void TakePaths(const CommandRow& command, Options& options) {
     if (!paths.empty()) throw Usage("the word '" + paths[0] + "' is one too many, expected IN and OUT");
     if (options.convert.input.empty()) throw Usage("there is no input, expected IN or --input_model");
     if (options.convert.output.empty()) throw Usage("there is no output, expected OUT or --output_model");
+    if (options.convert.to.empty() && called_ns) options.convert.to = "trtllm";
     if (options.convert.to.empty()) throw Usage("there is no target kind, expected --to=hf, nemo or trtllm");
     SettleTrtllm(options);
     return;
@@ -363,6 +390,11 @@ size_t Distance(const std::string& a, const std::string& b) {
     }
   }
   return d[a.size()][b.size()];
+}
+
+void Take(const OptionRow& row, const std::string& value, Options& options) {
+  row.store(options, value);
+  if (*row.sources || *row.targets) options.conditional.push_back({NamesOf(row)[0], row.sources, row.targets});
 }
 
 std::string OptionHelp(const OptionRow& row) {
@@ -393,6 +425,18 @@ std::string Closest(const std::string& word, const std::vector<std::string>& kno
   return best;
 }
 
+std::string DidYouMean(const std::string& closest) {
+  return closest.empty() ? "; " : "; did you mean " + closest + "? ";
+}
+
+std::vector<std::string> NeedlessBetween(const Options& options, const std::string& source, const std::string& target) {
+  std::vector<std::string> notes;
+  for (const auto& given : options.conditional)
+    if (!Lists(given.sources, source) && !Lists(given.targets, target))
+      notes.push_back(given.name + " is not needed: it means nothing from " + source + " to " + target);
+  return notes;
+}
+
 std::string HelpText(const std::string& name) {
   const CommandRow* command = FindCommand(name);
   if (!command) {
@@ -413,26 +457,23 @@ std::string HelpText(const std::string& name) {
 
 Options ParseOptions(const std::string& name, std::vector<std::string> words, bool called_ns) {
   const CommandRow& command = *FindCommand(name);
-  NormaliseNames(words);
+  const std::vector<std::string> behind = TakeWordsBehindDashes(words);
+  for (std::string& word : words) word = WithUnderscores(word);
   Options options;
-  if (called_ns && command.bit == kConvert) {
-    options.convert.dtype = "bf16";
-    options.convert.to = "trtllm";
-  }
+  if (called_ns && command.bit == kConvert) options.convert.dtype = "bf16";
   CLI::App app;
   app.set_help_flag();
   app.allow_extras();
   app.prefix_command(false);
-  std::map<const OptionRow*, std::string> values;
   for (const OptionRow& row : Table()) {
     if (!(row.commands & command.bit)) continue;
     if (*row.value) {
       app.add_option_function<std::string>(row.names,
-                                           [&options, &row](const std::string& value) { row.store(options, value); })
+                                           [&options, &row](const std::string& value) { Take(row, value, options); })
           ->multi_option_policy(CLI::MultiOptionPolicy::TakeLast)
           ->allow_extra_args(false);
     } else {
-      app.add_flag_callback(row.names, [&options, &row] { row.store(options, ""); })
+      app.add_flag_callback(row.names, [&options, &row] { Take(row, "", options); })
           ->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
     }
   }
@@ -440,14 +481,17 @@ Options ParseOptions(const std::string& name, std::vector<std::string> words, bo
   try {
     app.parse(words);
   } catch (const CLI::ParseError& error) {
-    throw Usage(error.what());
+    throw UsageOf(error);
   }
   if (options.help) return options;
   for (const std::string& word : app.remaining()) {
     if (word.starts_with("-") && word.size() > 1) RefuseUnknown(word, command);
     options.paths.push_back(word);
   }
-  TakePaths(command, options);
+  options.paths.insert(options.paths.end(), behind.begin(), behind.end());
+  TakePaths(command, called_ns, options);
+  if (options.convert.verify && options.convert.discard)
+    throw Usage("--verify is given with --io_engine=discard, expected one of them: nothing is written to compare with");
   return options;
 }
 

@@ -18,6 +18,11 @@ struct Options {
   bool use_weight_only = false, use_fp8_rowwise = false, checkpoint_only = false;
   std::string weight_only_precision;
   std::vector<std::string> notes;  // options that were accepted and change nothing, a line each
+  // Options that were given and mean something only where the source or the target is of some kinds.
+  struct Conditional {
+    std::string name, sources, targets;  // kinds, apart by blanks
+  };
+  std::vector<Conditional> conditional;
 };
 
 // The words behind the command's name. `called_ns`: the program was called by the name of NeMo-Skills' own, whose
@@ -25,10 +30,16 @@ struct Options {
 // version, named).
 Options ParseOptions(const std::string& command, std::vector<std::string> words, bool called_ns);
 
+// Notes on given options that mean nothing between two kinds.
+std::vector<std::string> NeedlessBetween(const Options& options, const std::string& source, const std::string& target);
+
 std::string HelpText(const std::string& command);  // of one command; of the program where it is empty
 
 // The closest of `known`, if it is close to `word`; else empty.
 std::string Closest(const std::string& word, const std::vector<std::string>& known);
+
+// What goes behind "... is not known" and before a remedy: "; did you mean --dtype? ", or "; ".
+std::string DidYouMean(const std::string& closest);
 
 // The commands, in the order of the help.
 std::vector<std::string> Commands();

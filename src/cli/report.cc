@@ -37,6 +37,10 @@ Json ElementJson(const TensorDifference::Element& element, bool with_ulps) {
   return json;
 }
 
+constexpr const char* kWipe = "\r\033[K";  // what stands on the terminal's line
+
+std::string LineOf(const Json& fields) { return fields.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n"; }
+
 // Tensors that are alike but for a layer's number, as one row each.
 struct Group {
   std::string name, dtype, shape;
@@ -92,7 +96,7 @@ std::string FileLines(const std::vector<NamedSize>& files) {
 void Print(const std::string& text) {
   for (size_t at = 0; at < text.size();) {
     ssize_t written = write(STDOUT_FILENO, text.data() + at, text.size() - at);
-    if (written < 0 && errno == EINTR) continue;
+    if (written < 0 && errno == EINTR) continue;  // a signal that stops us does not come back here
     if (written < 0) throw SystemError(errno, "writing", "the standard output");
     at += static_cast<size_t>(written);
   }
@@ -112,8 +116,10 @@ std::string HumanBytes(uint64_t bytes) {
 }
 
 std::string HumanCount(uint64_t count) {
-  for (auto [size, unit] : {std::pair{1e12, "T"}, std::pair{1e9, "B"}, std::pair{1e6, "M"}, std::pair{1e3, "K"}})
-    if (static_cast<double>(count) >= size) return fmt::format("{:.3g} {}", static_cast<double>(count) / size, unit);
+  for (auto [size, unit] : {std::pair{1e12, "T"}, std::pair{1e9, "B"}, std::pair{1e6, "M"}, std::pair{1e3, "K"}}) {
+    double value = static_cast<double>(count) / size;
+    if (value >= 0.9995) return fmt::format("{:.3g} {}", value, unit);
+  }
   return std::to_string(count);
 }
 
@@ -123,18 +129,15 @@ std::string Grouped(uint64_t number) {
   return text;
 }
 
-Log::Log(bool json, bool quiet) : json_(json), quiet_(quiet), terminal_(isatty(STDERR_FILENO)) {}
+Log::Log(bool json) : json_(json), terminal_(isatty(STDERR_FILENO)) {}
 
-void Log::Line(const Json& fields) {
-  std::string text = fields.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
-  [[maybe_unused]] ssize_t written = write(STDERR_FILENO, text.data(), text.size());
-}
+void Log::Line(const Json& fields) { Say(LineOf(fields)); }
 
 // Not fmt::print, which throws: where stderr is gone there is nobody left to tell.
 void Log::Say(const std::string& text) { std::fputs(text.c_str(), stderr); }
 
 void Log::ClearBar() {
-  if (bar_) Say("\r\033[K");
+  if (bar_) Say(kWipe);
   bar_ = false;
 }
 
@@ -152,18 +155,24 @@ void Log::Done(const std::string& text, const Json& fields) {
 
 void Log::Failure(const Error& error) {
   ClearBar();
+  Say(FailureText(error));
+}
+
+std::string Log::FailureText(const Error& error) const {
   if (json_) {
     Json line = {
         {"event", "error"}, {"code", CodeName(error.code())}, {"exit", ExitCode(error.code())}, {"text", error.what()}};
     if (!error.path().empty()) line["path"] = error.path();
     if (!error.tensor().empty()) line["tensor"] = error.tensor();
-    Line(line);
-    return;
+    return LineOf(line);
   }
   std::string text = error.what(), first = text.substr(0, text.find('\n'));
-  Say(fmt::format("reshard: error: {}\n", Printable(error.also().empty() ? text : first)));
-  for (const std::string& problem : error.also()) Say(fmt::format("  {}\n", Printable(problem)));
+  text = fmt::format("reshard: error: {}\n", Printable(error.also().empty() ? text : first));
+  for (const std::string& problem : error.also()) text += fmt::format("  {}\n", Printable(problem));
+  return text;
 }
+
+std::string Log::LastWords(const Error& error) const { return (terminal_ ? kWipe : "") + FailureText(error); }
 
 void Log::Progress(const char* doing, uint64_t done, uint64_t total) {
   if (quiet_ || (!json_ && !terminal_)) return;
@@ -192,7 +201,7 @@ void Log::Progress(const char* doing, uint64_t done, uint64_t total) {
             : width;
   std::string bar;
   for (int i = 0; i < width; ++i) bar += i < filled ? "━" : "╌";
-  Say(fmt::format("\r\033[K{} {}{}", doing, bar, numbers));
+  Say(fmt::format("{}{} {}{}", kWipe, doing, bar, numbers));
   bar_ = true;
 }
 
@@ -275,7 +284,8 @@ std::string InspectText(const InspectReport& report) {
 Json VerifyJson(const VerifyReport& report) {
   Json json = {{"equal", report.equal},    {"hyperparameters", Json::array()},
                {"tensors", Json::array()}, {"missing", report.missing},
-               {"extra", report.extra},    {"misshapen", report.misshapen}};
+               {"extra", report.extra},    {"misshapen", report.misshapen},
+               {"notes", report.notes}};
   for (const auto& row : report.hyperparameters)
     json["hyperparameters"].push_back({{"key", row.key}, {"a", Text(row.a)}, {"b", Text(row.b)}});
   for (const TensorDifference& tensor : report.tensors) {
@@ -303,13 +313,16 @@ std::string VerifyText(const VerifyReport& report) {
         "differs  {} ({}) in {} elements: first at {}, {} in A, {} in B; worst at {}, {} in A, {} in B, {} ulp of {}\n",
         Printable(tensor.name), tensor.part, Grouped(tensor.differing), Shape(tensor.first->index), tensor.first->a,
         tensor.first->b, Shape(tensor.worst->index), tensor.worst->a, tensor.worst->b,
-        tensor.worst->ulps == UINT64_MAX ? "infinitely many" : Grouped(tensor.worst->ulps), tensor.dtype_b);
+        tensor.worst->ulps == UINT64_MAX ? "infinitely many" : Grouped(tensor.worst->ulps),
+        tensor.dtype_b.empty() ? tensor.dtype_a : tensor.dtype_b);
   }
   text += fmt::format("{}: {} parts equal", report.equal ? "equal" : "not equal", Grouped(verdicts["equal"]));
   if (verdicts["equal_rounded"])
     text += fmt::format(", {} equal after A is rounded to B's dtype", Grouped(verdicts["equal_rounded"]));
   if (verdicts["differs"]) text += fmt::format(", {} differ", Grouped(verdicts["differs"]));
-  return text + "\n";
+  text += "\n";
+  for (const std::string& note : report.notes) text += "note: " + Printable(note) + "\n";
+  return text;
 }
 
 }  // namespace reshard::cli

@@ -20,20 +20,24 @@ std::string Grouped(uint64_t number);    // "1,234,567"
 // stderr, as text or as JSON lines.
 class Log {
  public:
-  Log(bool json, bool quiet);
+  explicit Log(bool json);
+  void SetQuiet(bool quiet) { quiet_ = quiet; }
   void Note(const std::string& text);
   void Done(const std::string& text, const Json& fields);
   void Failure(const Error& error);  // never quiet
+  // The line of a Failure, as a signal handler can write it: the bar, if there is one, is wiped out.
+  std::string LastWords(const Error& error) const;
   // A bar with rate and ETA on a terminal, JSON lines where asked for, else nothing.
   void ProgressDone() { ClearBar(); }
   void Progress(const char* doing, uint64_t done, uint64_t total);
 
  private:
+  std::string FailureText(const Error& error) const;
   void Line(const Json& fields);
   void Say(const std::string& text);
   void ClearBar();
 
-  bool json_, quiet_, terminal_, bar_ = false;
+  bool json_, quiet_ = false, terminal_, bar_ = false;
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
 

@@ -16,7 +16,7 @@ struct GivenUp {};
 }  // namespace
 
 void CheckStop(const ExecuteOptions& options) {
-  if (options.stop && *options.stop) throw Error(Code::kCancelled, "stopped by a signal");
+  if (options.stop && *options.stop) throw Error(Code::kCancelled, "stopped by a signal; run the same command again");
 }
 
 bool Turn::Next(Op& op) {

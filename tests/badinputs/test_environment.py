@@ -244,6 +244,29 @@ def test_signal_stops_within_a_second(large, large_converted, tmp_path, number, 
     shutil.rmtree(target)
 
 
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"])
+def test_signal_stops_what_waits_for_its_reader(source, number, code):
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    try:
+        while os.write(writer, b"x" * 4096):
+            pass
+    except BlockingIOError:
+        os.set_blocking(writer, True)
+    process = start("inspect", source, "--json", stdout=writer)
+    try:
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.3)
+        process.send_signal(number)
+        result = finish(process, timeout=STOP_WITHIN)
+    finally:
+        process.kill()
+        os.close(reader)
+        os.close(writer)
+    assert result.code == code, result
+    assert "run the same command again" in result.err, result
+
+
 def kill_at_random_times(arguments, target, reference, old, times):
     """Kills a conversion at random moments: the target is then the new, the old, or has no marker; and redoes it."""
     start_of_run = time.monotonic()

@@ -63,6 +63,13 @@ def test_formats():
     assert "safetensors" in text and "zarr" in text
 
 
+def edit_yaml(folder, old, new):
+    path = folder / "model_config.yaml"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
 # ---------------------------------------------------------------- inspect
 
 @pytest.mark.parametrize("kind, format_name", [("hf", "safetensors"), ("nemo", "zarr")])
@@ -97,6 +104,22 @@ def test_inspect_as_text(source):
     for word in ("hf", "safetensors", "llama", "BF16"):
         assert word in result.out
     assert "\x1b" not in result.out, "colours without a terminal"
+
+
+def test_inspect_is_told_the_vocabulary(tmp_path):
+    nemo = tiny_model.write_nemo(tmp_path / "nemo")
+    edit_yaml(nemo, "make_vocab_size_divisible_by: 1\n", "make_vocab_size_divisible_by: 4\n")
+    assert "--vocab_size" in parsed("inspect", nemo)["notes"][0]
+    found = parsed("inspect", nemo, "--vocab_size=9")
+    assert found["hyperparameters"]["vocab_size"] == 9 and not found["notes"]
+
+
+def test_many_parameters_are_counted_in_the_next_unit(tmp_path):
+    """999,888 are 1 M, not 1e+03 K."""
+    settings = tiny_model.config(vocab_size=31124)
+    folder = tiny_model.write_hf(tmp_path / "in", settings, tiny_model.tensors(settings))
+    assert 999_500 < parsed("inspect", folder)["parameters"] < 1_000_000
+    assert "1 M parameters" in run("inspect", folder).out
 
 
 # ---------------------------------------------------------------- plan
@@ -195,6 +218,20 @@ def test_verify_of_another_intermediate_size(source, tmp_path):
         line = "down, layer 1: [16, {}] in A, [16, {}] in B".format(*sizes)
         assert line in found["misshapen"] and len(found["misshapen"]) == 6
         assert line in run("verify", a, b).out
+
+
+def test_verify_is_told_the_vocabulary(source, tmp_path):
+    """Rows that pad NeMo's vocabulary need not be zero."""
+    padded = tiny_model.config(vocab_size=12)
+    nemo = tiny_model.write_nemo(tmp_path / "nemo", padded, tiny_model.tensors(padded))
+    edit_yaml(nemo, "make_vocab_size_divisible_by: 1\n", "make_vocab_size_divisible_by: 4\n")
+    convert(nemo, tmp_path / "hf", "--to=hf", "--vocab_size=11")
+    found = parsed("verify", nemo, tmp_path / "hf", code=1)
+    assert "--vocab_size" in found["notes"][0]
+    text = run("verify", nemo, tmp_path / "hf").out
+    assert "ulp of BF16" in text and "from row 11" in text and "note: A: " in text
+    for hint in ("--vocab_size=11", f"--hf_model_name={tmp_path / 'hf'}"):
+        assert parsed("verify", nemo, tmp_path / "hf", hint)["equal"] is True
 
 
 def test_verify_against_the_receipt(source, tmp_path):

@@ -71,9 +71,15 @@ def test_unknown_command():
     (("--max_shard_size=5GiBs",), r"5GiBs"),
     (("--max_shard_size=0GB",), r"max_shard_size"),
     (("--vocab_size=-3",), r"vocab_size|-3"),
+    (("--num_gpus=abc",), r"num_gpus.*abc"),
+    (("--num_nodes=0",), r"num_nodes"),
+    (("--verify=maybe",), r"--verify was given a value"),
+    (("--io_engine=discard", "--verify"), r"--verify.*--io_engine"),
+    (("--precision=int8",), r"the dtype 'int8'"),
+    (("--max_memory=1MB",), r"1000000 bytes, expected at least \d+MiB"),
     (("--log_format=xml",), r"xml"),
     (("--allow_rope=yes",), r"yes|allow_rope"),
-    (("--dtype",), r"dtype"),
+    (("--dtype",), r"no value behind --dtype, expected --dtype=DTYPE"),
     (("third",), r"third"),
 ])
 def test_value_that_makes_no_sense(source, tmp_path, words, said):
@@ -111,6 +117,56 @@ def test_needless_option_is_accepted_with_one_line(tmp_path, base, word, said):
     lines = [line for line in (result.out + result.err).splitlines() if re.search(said, line)]
     assert len(lines) == 1, result
     assert len((result.out + result.err).splitlines()) == len((plain.out + plain.err).splitlines()) + 1, result
+
+
+@pytest.mark.parametrize("source_kind, arguments, word", [
+    ("hf", ("--to=hf",), "--vocab_size=7"), ("hf", ("--to=hf",), "--allow_rope=config_only"),
+    ("hf", ("--to=hf",), "--hf_model_name=does/not"), ("hf", TO_NEMO, "--max_shard_size=1GB")])
+def test_option_that_means_nothing_between_two_kinds_is_told(tmp_path, source_kind, arguments, word):
+    source = tiny_model.write_hf(tmp_path / "in")
+    result = convert(source, tmp_path / "out", *arguments, word)
+    assert f"{word.split('=')[0]} is not needed: it means nothing from {source_kind} to" in result.err, result
+
+
+def test_option_that_means_something_is_not_told(source, nemo, tmp_path):
+    for folder, words in ((source, (*TO_NEMO, "--allow_rope=config_only")), (nemo, (*TO_HF, "--max_shard_size=1GB"))):
+        assert "not needed" not in run("plan", folder, tmp_path / "out", *words).err
+
+
+def test_words_behind_two_dashes_are_paths(source, tmp_path):
+    folder = source.rename(tmp_path / "--json")
+    result = run("inspect", "--", folder.name, cwd=tmp_path)
+    assert result.code == 0 and folder.name in result.out, result
+    assert run("verify", "--json", "--", folder.name, folder.name, cwd=tmp_path).out.startswith("{")
+    assert run("convert", "--to=hf", folder, "--", "--out", cwd=tmp_path).code == 0
+    assert (tmp_path / "--out" / "model.safetensors").exists()
+
+
+def test_short_help(source):
+    assert run("inspect", source, "-h").out == run("inspect", "--help").out
+
+
+def link_named_ns(folder):
+    folder.mkdir()
+    (folder / "ns").symlink_to(BINARY)
+    return folder
+
+
+def test_called_ns_it_must_be_told_the_target(source, tmp_path):
+    program = link_named_ns(tmp_path / "bin") / "ns"
+    result = run("convert", source, tmp_path / "out", program=program)
+    assert_refused(result, (5,), r"`ns`", r"--convert_to=hf or --convert_to=nemo")
+
+
+def test_other_commands_of_ns_go_to_the_next_one_on_the_path(tmp_path):
+    first, second = link_named_ns(tmp_path / "first"), tmp_path / "second"
+    second.mkdir()
+    (second / "ns").write_text("#!/bin/sh\necho other \"$@\"\n")
+    (second / "ns").chmod(0o755)
+    path = {"PATH": f"{first}:{second}:/usr/bin:/bin"}
+    assert run("generate", "--x", "a b", program=first / "ns", env=path).out == "other generate --x a b\n"
+    assert_refused(run("generate", program=first / "ns", env={"PATH": str(first)}), (2,), r"generate")
+    assert_refused(run("generate", env=path), (2,), r"generate")
 
 
 def test_called_ns_it_writes_bf16(tmp_path):
