@@ -224,6 +224,15 @@ def test_result_that_cannot_be_written_is_an_error(source, tmp_path):
     assert_refused(result, (7,), r"stdout|standard output|output", r"space")
 
 
+def test_plan_beyond_the_memory_is_refused_before_it_is_made(tmp_path):
+    """19,803 tensors take 64 MiB where each is a file of its own, and fit where they are in one."""
+    source = write_hf(tmp_path / "in", config(num_hidden_layers=2200))
+    limits = [(resource.RLIMIT_DATA, 64 << 20)]
+    assert run("plan", source, tmp_path / "out", "--to=hf", "--max_memory=64MiB", limits=limits).code == 0
+    assert_refused(run("plan", source, tmp_path / "out", *TO_NEMO, "--max_memory=64MiB", limits=limits), (2,),
+                   r"--max_memory is 67108864 bytes, expected at least \d+MiB for a plan of 19803 pieces")
+
+
 # ---------------------------------------------------------------- signals
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"])
