@@ -225,33 +225,33 @@ std::optional<bool> Bool(std::string_view text) {
 }
 
 bool IsInteger(std::string_view text) {
-  static const std::regex pattern("[-+]?(0b[01_]+|0[0-7_]+|0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)");
-  return Matches(text, pattern);
+  static const std::regex kPattern("[-+]?(0b[01_]+|0[0-7_]+|0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)");
+  return Matches(text, kPattern);
 }
 
 bool IsFloat(std::string_view text) {
-  static const std::regex pattern(
+  static const std::regex kPattern(
       "[-+]?[0-9][0-9_]*\\.[0-9_]*([eE][-+][0-9]+)?|\\.[0-9][0-9_]*([eE][-+][0-9]+)?|"
       "[-+]?\\.(inf|Inf|INF)|\\.(nan|NaN|NAN)");
-  return Matches(text, pattern);
+  return Matches(text, kPattern);
 }
 
 // Base-60 numbers, dates, the merge key and the default value key: what else PyYAML takes for something but a string.
 bool IsOtherwiseResolved(std::string_view text) {
-  static const std::regex pattern(
+  static const std::regex kPattern(
       "[-+]?[1-9][0-9_]*(:[0-5]?[0-9])+|[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+\\.[0-9_]*|"
       "[0-9]{4}-[0-9]{2}-[0-9]{2}|"
       "[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([Tt]|[ \t]+)[0-9]{1,2}:[0-9]{2}:[0-9]{2}(\\.[0-9]*)?"
       "([ \t]*(Z|[-+][0-9]{1,2}(:[0-9]{2})?))?|<<|=");
-  return Matches(text, pattern);
+  return Matches(text, kPattern);
 }
 
 // What Python's int() or float() reads, or YAML 1.1's list of booleans names: OmegaConf quotes these too.
 bool IsPythonNumberOrBool(std::string_view text) {
-  static const std::regex pattern(
+  static const std::regex kPattern(
       "[-+]?(([0-9]+(_[0-9]+)*\\.?([0-9]+(_[0-9]+)*)?|\\.[0-9]+(_[0-9]+)*)(e[-+]?[0-9]+(_[0-9]+)*)?|inf|infinity|nan)",
       std::regex::icase);
-  return text == "y" || text == "Y" || text == "n" || text == "N" || Bool(text) || Matches(text, pattern);
+  return text == "y" || text == "Y" || text == "n" || text == "N" || Bool(text) || Matches(text, kPattern);
 }
 
 // Nothing beyond 64 bits, or without a digit ("0x_").

@@ -41,6 +41,7 @@ void RunNextNs(const std::string& command, const std::vector<std::string>& words
   std::vector<std::string> all = words;
   all.insert(all.begin(), {path, command});
   std::vector<char*> arguments;
+  arguments.reserve(all.size() + 1);
   for (std::string& word : all) arguments.push_back(word.data());
   arguments.push_back(nullptr);
   for (int number : {SIGPIPE, SIGXFSZ}) std::signal(number, SIG_DFL);  // what we ignore it would ignore too

@@ -1,5 +1,7 @@
 #include "cli/options.h"
 
+#include <fmt/format.h>
+
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <functional>
@@ -294,8 +296,8 @@ Error UsageOf(const CLI::ParseError& error) {
   for (const OptionRow& row : Table()) {
     std::vector<std::string> names = NamesOf(row);
     if (std::find(names.begin(), names.end(), name) == names.end()) continue;
-    return *row.value ? Usage("there is no value behind " + name + ", expected " + name + "=" + row.value)
-                      : Usage(name + " was given a value, expected " + name + " alone");
+    return Usage(*row.value ? fmt::format("there is no value behind {0}, expected {0}={1}", name, row.value)
+                            : fmt::format("{0} was given a value, expected {0} alone", name));
   }
   return Usage(text);
 }
@@ -433,7 +435,7 @@ std::vector<std::string> NeedlessBetween(const Options& options, const std::stri
   std::vector<std::string> notes;
   for (const auto& given : options.conditional)
     if (!Lists(given.sources, source) && !Lists(given.targets, target))
-      notes.push_back(given.name + " is not needed: it means nothing from " + source + " to " + target);
+      notes.push_back(fmt::format("{} is not needed: it means nothing from {} to {}", given.name, source, target));
   return notes;
 }
 

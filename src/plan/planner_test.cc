@@ -74,7 +74,6 @@ class PlanOfALlama : public testing::Test {
   Checkpoint Open() {
     OpenOptions options;
     options.max_header = uint64_t{1} << 20;
-    options.max_tensors = 1000;
     return OpenCheckpoint(PosixIo(), folder_, "hf", options);
   }
 

@@ -26,8 +26,8 @@ struct OpenOptions {
   std::string model_type;     // a group of families ("llama", "qwen"); empty: as the files say
   std::string template_path;  // a HuggingFace folder whose config.json is the truth for what other kinds' cannot say
   std::optional<uint64_t> vocab_size;
-  uint64_t max_header = 0;   // bytes of one header, or index, that may be held
-  uint64_t max_tensors = 0;  // of all files together, and twice as many parts
+  uint64_t max_header = 0;                   // bytes of one header, or index, that may be held
+  uint64_t max_tensors = uint64_t{1} << 32;  // of all files together, and twice as many parts
 };
 
 // An opened source: headers only. `files` are counted by the chunks' file numbers.
