@@ -443,7 +443,7 @@ std::string HelpText(const std::string& name) {
   const CommandRow* command = FindCommand(name);
   if (!command) {
     std::string text = "reshard " + std::string(Version()) +
-                       ": moves a language model's weights between HuggingFace, NeMo and TensorRT-LLM, bit for bit.\n\n"
+                       ": moves a language model's weights between HuggingFace, NeMo and TensorRT-LLM,\nbit for bit.\n\n"
                        "usage: reshard COMMAND ...\n\n";
     for (const CommandRow& row : kCommands)
       text += std::string("  ") + row.name + std::string(12 - std::string(row.name).size(), ' ') + row.what + "\n";

@@ -248,7 +248,7 @@ TEST_F(PlanOfALlama, LeavesWhatIsNoFile) {
   WriteWholeFile(PosixIo(), JoinPath(templates, "rag.jinja"), "rag");
   const Planned planned = Make(kHuggingFace);
   EXPECT_THAT(planned.copied, testing::ElementsAre("additional_chat_templates/rag.jinja"));
-  EXPECT_THAT(planned.left, testing::Contains("additional_chat_templates/folder"));
+  EXPECT_THAT(planned.left, testing::Contains("additional_chat_templates/folder/"));
 }
 
 TEST_F(PlanOfALlama, ReadsEveryWeightOnceInSourceOrder) {

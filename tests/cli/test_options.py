@@ -98,7 +98,7 @@ def test_memory_below_the_need_names_the_need(source, tmp_path):
     assert_refused(run("convert", source, tmp_path / "out", *TO_NEMO, "--max_memory=1KiB"), (2,), r"max_memory", r"\d")
 
 
-@pytest.mark.parametrize("words, said", [(("--to=trtllm",), r"trtllm|TensorRT-LLM"),
+@pytest.mark.parametrize("words, said", [(("--to=megatron",), r"megatron"),
                                          (("--to=nemo", "--cluster=slurm"), r"--cluster")])
 def test_what_is_not_there_yet_is_refused_by_name(source, tmp_path, words, said):
     assert_refused(run("convert", source, tmp_path / "out", *words), (5,), said)
@@ -152,10 +152,10 @@ def link_named_ns(folder):
     return folder
 
 
-def test_called_ns_it_must_be_told_the_target(source, tmp_path):
+def test_called_ns_its_target_is_trtllm_unless_told(source, tmp_path):
     program = link_named_ns(tmp_path / "bin") / "ns"
-    result = run("convert", source, tmp_path / "out", program=program)
-    assert_refused(result, (5,), r"`ns`", r"--convert_to=hf or --convert_to=nemo")
+    planned = json.loads(run("plan", source, tmp_path / "out", "--json", program=program).out)
+    assert planned["target"]["kind"] == "trtllm"
 
 
 def test_other_commands_of_ns_go_to_the_next_one_on_the_path(tmp_path):

@@ -330,7 +330,7 @@ def test_what_is_no_file_is_left(source, tmp_path):
     result = run("plan", source, tmp_path / "out", "--to=hf", "--json")
     planned = json.loads(result.out)
     assert planned["copied"] == ["additional_chat_templates/rag.jinja"]
-    assert {"additional_chat_templates/fifo", "additional_chat_templates/folder"} <= set(planned["left"])
+    assert {"additional_chat_templates/fifo", "additional_chat_templates/folder/"} <= set(planned["left"])
     convert(source, tmp_path / "out", "--to=hf")
     assert "additional_chat_templates/rag.jinja" in hashes(tmp_path / "out")
 
