@@ -66,6 +66,10 @@ struct ConvertOptions {
   bool replace = false;           // --override
   bool verify = false;            // compare with the source before publishing
   bool discard = false;           // move the data but write none of it: for measuring
+  bool again = false;             // also where the target is complete already
+  // A TensorRT-LLM checkpoint that another program wrote is taken for complete where its config and all its ranks'
+  // headers are what the plan says.
+  bool take_foreign = false;
   TrtllmTarget trtllm;
   RunOptions run;
 };

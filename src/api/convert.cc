@@ -7,6 +7,7 @@
 #include "api/progress.h"
 #include "api/target_path.h"
 #include "api/verify.h"
+#include "base/bytes.h"
 #include "base/hash.h"
 #include "execute/execute.h"
 #include "execute/publish.h"
@@ -16,6 +17,9 @@
 
 namespace reshard {
 namespace {
+
+// The program with a plan that is small; a large one adds about as much again and again.
+constexpr uint64_t kProgramMemory = 16 * kMiB;
 
 // Spellings of --dtype, and those of the originals' --precision.
 struct DtypeSpelling {
@@ -119,7 +123,9 @@ struct Conversion::State {
     report.ops = totals.ops;
     report.bytes_read = totals.bytes_read;
     report.bytes_written = totals.bytes_written;
-    report.peak_memory = ResidentMemory() + execute.workers * WorkerBytes(plan, execute.dense_buffer);
+    // What is resident now varies by some pages from run to run, and what is planned must not.
+    report.peak_memory =
+        RoundUp(ResidentMemory(), kProgramMemory) + execute.workers * WorkerBytes(plan, execute.dense_buffer);
     report.copied = planned.copied;
     report.left = planned.left;
     report.notes = planned.notes;
@@ -278,8 +284,27 @@ struct Conversion::State {
     return done;
   }
 
+  // Whether another program has written a checkpoint whose config and headers are what the plan says.
+  bool IsThereFromAnother() {
+    const std::string path = JoinPath(options.output, "config.json");
+    if (options.to != kTrtllm.name || !io.Stat(path) || ReadReceipt(io, options.output)) return false;
+    const auto config = std::find_if(planned.plan.files.begin(), planned.plan.files.end(),
+                                     [](const FileLayout& file) { return file.path == "config.json"; });
+    if (ReadWholeFile(io, path, kMaxTreeBytes) != config->literals[0].bytes) return false;
+    try {
+      Checkpoint there = OpenCheckpoint(io, options.output, options.to, open);
+      const std::string dtype = there.config.at("dtype");
+      return std::all_of(there.tensors.begin(), there.tensors.end(),
+                         [&](const StoredTensor& tensor) { return Row(tensor.dtype).torch == dtype; });
+    } catch (const Error&) {
+      return false;  // which Claim will say more of
+    }
+  }
+
   ConvertReport Run() {
     if (options.discard) return Discard();
+    if (options.take_foreign && IsThereFromAnother()) return {true, 0, 0, planned.plan.files.size(), {}};
+    if (options.again) ForgetReceipt(io, options.output);
     std::unique_ptr<Stage> stage = Claim(io, TargetFolder());
     std::optional<ExecuteReport> done;
     if (stage && stage->executed() && !(done = Staged(*stage))) {

@@ -6,12 +6,14 @@
 
 #include <atomic>
 #include <csignal>
+#include <filesystem>
 #include <new>
 
 #include "base/json.h"
 #include "cli/next_ns.h"
 #include "cli/options.h"
 #include "cli/report.h"
+#include "launch/trtllm_build.h"
 
 namespace reshard::cli {
 namespace {
@@ -73,13 +75,54 @@ ConvertReport RunStoppable(Conversion& conversion) {
   return conversion.Run();
 }
 
+// On stderr, and as JSON on stdout where that is asked for.
+void TellDone(const Options& options, const PlanReport& plan, const ConvertReport& report, double seconds, Log& log) {
+  Json json = {{"plan_id", plan.id}, {"target", plan.target}, {"already_complete", report.already_complete}};
+  if (report.already_complete) {
+    log.Done(fmt::format("{} is already complete", plan.target), {{"event", "already_complete"}, {"plan_id", plan.id}});
+    json["files"] = plan.files.size();
+  } else {
+    const Json numbers = {{"files", report.files},
+                          {"bytes_read", report.bytes_read},
+                          {"bytes_written", report.bytes_written},
+                          {"seconds", seconds}};
+    Json event = {{"event", "done"}, {"plan_id", plan.id}};
+    event.update(numbers);
+    json.update(numbers);
+    log.Done(fmt::format("{} {}: {} files, {} in {:.1f} s ({}/s)",
+                         options.convert.discard ? "measured and discarded" : "wrote", plan.target,
+                         Grouped(report.files), HumanBytes(report.bytes_written), seconds,
+                         HumanBytes(static_cast<uint64_t>(static_cast<double>(report.bytes_written) / seconds))),
+             event);
+  }
+  if (options.json) Print(Dump(json));
+}
+
+// Makes the engine of a checkpoint that is complete.
+void MakeEngine(const Options& options, const std::string& program, const PlanReport& plan, Log& log) {
+  BuildEngine({program, plan.target, options.engine, options.build});
+  const std::string from = plan.source_kind == "hf" ? options.convert.input : options.convert.hf_model_name;
+  const std::vector<std::string> names =
+      std::filesystem::is_directory(from) ? CopyTokenizer(from, options.engine) : std::vector<std::string>();
+  if (names.empty()) log.Note(fmt::format("{} has no tokenizer: there was none to copy", options.engine));
+  log.Done(fmt::format("built {}", options.engine), {{"event", "built"}, {"engine", options.engine}});
+}
+
 int Convert(Options& options, Log& log, bool plan_only) {
   auto begin = std::chrono::steady_clock::now();
   RunOptions& run = options.convert.run;
   run.stop = &stop;
   run.progress = [&](uint64_t done, uint64_t total) { log.Progress("converting", done, total); };
+  std::string builder;  // where it is not to be found, nothing is done for it either
+  if (!options.engine.empty() && !plan_only && !options.dry_run) {
+    builder = FindTrtllmBuild();
+    CheckEngineFolder(options.engine, options.convert.input, options.convert.replace);
+  }
   Conversion conversion(options.convert);
   const PlanReport& plan = conversion.plan();
+  if (!options.engine.empty())
+    options.notes.push_back(fmt::format("the checkpoint in {} is for trtllm-build, which makes the engine in {}",
+                                        plan.target, options.engine));
   for (const std::string& note : options.notes) log.Note(note);
   for (const std::string& note : NeedlessBetween(options, plan.source_kind, plan.target_kind)) log.Note(note);
   if (plan_only || options.dry_run) {
@@ -88,34 +131,10 @@ int Convert(Options& options, Log& log, bool plan_only) {
   }
   for (const std::string& note : plan.notes) log.Note(note);
   ConvertReport report = RunStoppable(conversion);
-  if (report.already_complete) {
-    log.Done(fmt::format("{} is already complete", plan.target), {{"event", "already_complete"}, {"plan_id", plan.id}});
-    if (options.json)
-      Print(Dump(
-          {{"plan_id", plan.id}, {"target", plan.target}, {"already_complete", true}, {"files", plan.files.size()}}));
-    return 0;
-  }
-  double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   for (const auto& [tensor, count] : report.overflows)
     log.Note(fmt::format("tensor '{}': {} finite values became infinite", tensor, count));
-  log.Done(fmt::format("{} {}: {} files, {} in {:.1f} s ({}/s)",
-                       options.convert.discard ? "measured and discarded" : "wrote", plan.target, Grouped(report.files),
-                       HumanBytes(report.bytes_written), seconds,
-                       HumanBytes(static_cast<uint64_t>(static_cast<double>(report.bytes_written) / seconds))),
-           {{"event", "done"},
-            {"plan_id", plan.id},
-            {"files", report.files},
-            {"bytes_read", report.bytes_read},
-            {"bytes_written", report.bytes_written},
-            {"seconds", seconds}});
-  if (options.json)
-    Print(Dump({{"plan_id", plan.id},
-                {"target", plan.target},
-                {"already_complete", false},
-                {"files", report.files},
-                {"bytes_read", report.bytes_read},
-                {"bytes_written", report.bytes_written},
-                {"seconds", seconds}}));
+  TellDone(options, plan, report, std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count(), log);
+  if (!options.engine.empty()) MakeEngine(options, builder, plan, log);
   return 0;
 }
 

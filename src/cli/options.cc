@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <functional>
 
+#include "launch/trtllm_build.h"
+
 namespace reshard::cli {
 namespace {
 
@@ -221,6 +223,10 @@ const std::vector<OptionRow>& Table() {
        Trtllm("--fp8_kv_cache", [](Options& o, const std::string&) { o.convert.trtllm.fp8_kv_cache = true; })},
       {"--checkpoint_only", "", kConvert, "trtllm: stop before trtllm-build, the checkpoint in OUT",
        Trtllm("--checkpoint_only", [](Options& o, const std::string&) { o.checkpoint_only = true; })},
+      {"--trt_reuse_tmp_engine", "", kConvert, "trtllm: take a finished checkpoint in OUT-tmp, the default",
+       Trtllm("--trt_reuse_tmp_engine", [](Options& o, const std::string&) { o.reuse_checkpoint = true; })},
+      {"--no_trt_reuse_tmp_engine", "", kConvert, "trtllm: convert again",
+       Trtllm("--no_trt_reuse_tmp_engine", [](Options& o, const std::string&) { o.reuse_checkpoint = false; })},
       {"--smoothquant", "A", kConvert, "", NeedsActivations("--smoothquant")},
       {"--int8_kv_cache", "", kConvert, "", NeedsActivations("--int8_kv_cache")},
       {"--per_channel", "", kConvert, "", NeedsActivations("--per_channel")},
@@ -246,8 +252,6 @@ constexpr const char* kLater[] = {
     "--config_dir",
     "--log_dir",
     "--trt_prepare_args",
-    "--trt_reuse_tmp_engine",
-    "--no_trt_reuse_tmp_engine",
     "--time_min",
     "--reuse_code_exp",
     "--exclusive",
@@ -311,6 +315,12 @@ std::vector<std::string> TakeWordsBehindDashes(std::vector<std::string>& words) 
   return behind;
 }
 
+const BuildOption* FindBuildOption(const std::string& name) {
+  for (const BuildOption& option : BuildOptions())
+    if (option.name == name) return &option;
+  return nullptr;
+}
+
 void RefuseUnknown(const std::string& word, const CommandRow& command) {
   std::string name = word.substr(0, word.find('='));
   for (const char* later : kLater)
@@ -322,9 +332,42 @@ void RefuseUnknown(const std::string& word, const CommandRow& command) {
   for (const OptionRow& row : Table())
     if (row.commands & command.bit)
       for (const std::string& other : NamesOf(row)) known.push_back(other);
+  if (command.bit == kConvert)
+    for (const BuildOption& option : BuildOptions()) known.emplace_back(option.name);
   std::string closest = Closest(name, known);
   throw Usage("the option " + name + " is not known" + DidYouMean(closest) + "`reshard " + command.name +
               " --help` lists all");
+}
+
+// Words that are no options of ours: paths, and options of trtllm-build with their values.
+void SortWords(const std::vector<std::string>& words, const CommandRow& command, Options& options) {
+  for (size_t i = 0; i < words.size(); ++i) {
+    const std::string& word = words[i];
+    if (!word.starts_with("-") || word.size() == 1) {
+      options.paths.push_back(word);
+      continue;
+    }
+    const BuildOption* known = command.bit == kConvert ? FindBuildOption(word.substr(0, word.find('='))) : nullptr;
+    if (!known) RefuseUnknown(word, command);
+    options.build.push_back(word);
+    if (known->takes_value && word.find('=') == std::string::npos && i + 1 < words.size())
+      options.build.push_back(words[++i]);
+  }
+}
+
+// The folders of a target that is an engine: its checkpoint goes beside it.
+void SettleEngine(Options& options) {
+  if (options.checkpoint_only) {
+    if (!options.build.empty())
+      throw Usage(options.build[0] + " is for trtllm-build, expected it without --checkpoint_only");
+    return;
+  }
+  std::string& output = options.convert.output;
+  while (output.size() > 1 && output.back() == '/') output.pop_back();
+  options.engine = output;
+  output += "-tmp";
+  options.convert.take_foreign = options.reuse_checkpoint;
+  if (!options.reuse_checkpoint) options.convert.again = options.convert.replace = true;
 }
 
 // Options that together say what a trtllm target is, or that say it of another target.
@@ -333,6 +376,8 @@ void SettleTrtllm(Options& options) {
     if (!options.trtllm.empty())
       throw Usage(options.trtllm[0] + " is given for a target of the kind " + options.convert.to +
                   ", expected it with --to=trtllm only");
+    if (!options.build.empty())
+      throw Usage(options.build[0] + " is for trtllm-build, expected it with --to=trtllm only");
     return;
   }
   if (!options.weight_only_precision.empty() && !options.use_weight_only)
@@ -347,12 +392,13 @@ void SettleTrtllm(Options& options) {
   if (quantises && options.convert.verify)
     throw Usage("--verify compares plain weights, expected it without --use_fp8_rowwise and --sm");
   if (options.use_fp8_rowwise) options.convert.trtllm.quantisation = "fp8_rowwise";
+  SettleEngine(options);
   if (options.use_weight_only)
     options.convert.trtllm.quantisation =
         options.weight_only_precision.empty() ? "int8" : options.weight_only_precision;
 }
 
-void TakePaths(const CommandRow& command, bool called_ns, Options& options) {
+void TakePaths(const CommandRow& command, Options& options) {
   std::vector<std::string>& paths = options.paths;
   if (command.bit == kConvert) {
     std::vector<std::string*> open;
@@ -366,7 +412,6 @@ void TakePaths(const CommandRow& command, bool called_ns, Options& options) {
     if (!paths.empty()) throw Usage("the word '" + paths[0] + "' is one too many, expected IN and OUT");
     if (options.convert.input.empty()) throw Usage("there is no input, expected IN or --input_model");
     if (options.convert.output.empty()) throw Usage("there is no output, expected OUT or --output_model");
-    if (options.convert.to.empty() && called_ns) options.convert.to = "trtllm";
     if (options.convert.to.empty()) throw Usage("there is no target kind, expected --to=hf, nemo or trtllm");
     SettleTrtllm(options);
     return;
@@ -442,9 +487,10 @@ std::vector<std::string> NeedlessBetween(const Options& options, const std::stri
 std::string HelpText(const std::string& name) {
   const CommandRow* command = FindCommand(name);
   if (!command) {
-    std::string text = "reshard " + std::string(Version()) +
-                       ": moves a language model's weights between HuggingFace, NeMo and TensorRT-LLM,\nbit for bit.\n\n"
-                       "usage: reshard COMMAND ...\n\n";
+    std::string text =
+        "reshard " + std::string(Version()) +
+        ": moves a language model's weights between HuggingFace, NeMo and TensorRT-LLM,\nbit for bit.\n\n"
+        "usage: reshard COMMAND ...\n\n";
     for (const CommandRow& row : kCommands)
       text += std::string("  ") + row.name + std::string(12 - std::string(row.name).size(), ' ') + row.what + "\n";
     return text + "\n  --version   print the version\n\n`reshard COMMAND --help` explains one.\n" + kExitCodes;
@@ -486,12 +532,12 @@ Options ParseOptions(const std::string& name, std::vector<std::string> words, bo
     throw UsageOf(error);
   }
   if (options.help) return options;
-  for (const std::string& word : app.remaining()) {
-    if (word.starts_with("-") && word.size() > 1) RefuseUnknown(word, command);
-    options.paths.push_back(word);
-  }
-  options.paths.insert(options.paths.end(), behind.begin(), behind.end());
-  TakePaths(command, called_ns, options);
+  if (options.convert.to.empty() && called_ns) options.convert.to = "trtllm";
+  SortWords(app.remaining(), command, options);
+  const bool builds = command.bit == kConvert && options.convert.to == "trtllm" && !options.checkpoint_only;
+  std::vector<std::string>& rest = builds ? options.build : options.paths;
+  rest.insert(rest.end(), behind.begin(), behind.end());
+  TakePaths(command, options);
   if (options.convert.verify && options.convert.discard)
     throw Usage("--verify is given with --io_engine=discard, expected one of them: nothing is written to compare with");
   return options;

@@ -17,6 +17,9 @@ struct Options {
   std::string tp_by, pp_by;         // the options that gave the sizes
   bool use_weight_only = false, use_fp8_rowwise = false, checkpoint_only = false;
   std::string weight_only_precision;
+  std::string engine;              // the folder of the engine that a checkpoint is the first step to; empty: no engine
+  bool reuse_checkpoint = true;    // one that is there and answers the same request
+  std::vector<std::string> build;  // words for trtllm-build
   std::vector<std::string> notes;  // options that were accepted and change nothing, a line each
   // Options that were given and mean something only where the source or the target is of some kinds.
   struct Conditional {

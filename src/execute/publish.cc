@@ -407,6 +407,8 @@ std::unique_ptr<Stage> Claim(Io& io, const Target& target) {
   return stage;
 }
 
+void ForgetReceipt(Io& io, const std::string& folder) { io.RemoveAll(JoinPath(folder, kReceipt)); }
+
 std::optional<Json> ReadReceipt(Io& io, const std::string& folder) {
   const std::string path = JoinPath(folder, kReceipt);
   if (!io.Stat(path)) return std::nullopt;

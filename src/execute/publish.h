@@ -72,6 +72,9 @@ bool CheckTarget(Io& io, const Target& target);
 // A target folder that was made is gone again where claiming it fails.
 std::unique_ptr<Stage> Claim(Io& io, const Target& target);
 
+// Takes the receipt away, so that what the folder holds is no longer complete to anyone; no error if there is none.
+void ForgetReceipt(Io& io, const std::string& folder);
+
 // The receipt of a checkpoint folder, if it has one. kCorrupt where it is not readable as one: "plan_id", and "files"
 // with "path", "size" and "xxh3" each, are there.
 std::optional<Json> ReadReceipt(Io& io, const std::string& folder);

@@ -1,0 +1,40 @@
+// The second step to a TensorRT-LLM engine: trtllm-build, another program, makes it of a checkpoint. Its arguments are
+// those of NeMo-Skills' `ns convert`.
+#pragma once
+
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace reshard {
+
+// An option of trtllm-build's own (0.12 to 0.15).
+struct BuildOption {
+  std::string_view name;
+  bool takes_value = true;
+};
+std::span<const BuildOption> BuildOptions();
+
+// The path of the trtllm-build on the PATH. Errors: kNotFound, which names --checkpoint_only.
+std::string FindTrtllmBuild();
+
+struct EngineBuild {
+  std::string program;  // of FindTrtllmBuild
+  std::string checkpoint, engine;
+  std::vector<std::string> extra;  // words for trtllm-build, which override what is passed by default
+};
+
+// What the program is called with; the checkpoint, which is there, says the dtype of the attention plugin.
+std::vector<std::string> BuildArguments(const EngineBuild& build);
+
+// Runs it to its end; what it prints goes to stderr. Errors: kIo where it fails or cannot be run.
+void BuildEngine(const EngineBuild& build);
+
+// Refuses an engine folder that is `input`, or holds anything while not `replace`.
+void CheckEngineFolder(const std::string& engine, const std::string& input, bool replace);
+
+// Copies tokenizer* of a folder beside the engine; returns the names.
+std::vector<std::string> CopyTokenizer(const std::string& from, const std::string& engine);
+
+}  // namespace reshard
