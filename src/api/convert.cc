@@ -44,7 +44,8 @@ TrtllmOptions TrtllmOptionsOf(const TrtllmTarget& target) {
   TrtllmOptions options;
   options.tp = target.tp_size;
   options.pp = target.pp_size;
-  if (target.use_parallel_embedding) options.embedding_axis = static_cast<uint8_t>(target.embedding_sharding_dim);
+  options.parallel_embedding = target.use_parallel_embedding;
+  options.embedding_axis = static_cast<uint8_t>(target.embedding_sharding_dim);
   options.share_embedding = target.use_embedding_sharing;
   options.version = target.version;
   if (target.quantisation == "int8") options.quantisation = Quantisation::kInt8;

@@ -55,9 +55,10 @@ struct TrtllmOptions {
   enum class Quantisation : uint8_t { kNone, kInt8, kInt4, kFp8Rowwise };
 
   uint64_t tp = 1, pp = 1;
-  std::optional<uint8_t> embedding_axis;  // cut over tensor ranks: 0 rows, 1 columns
-  bool share_embedding = false;           // one tensor for embedding and head
-  unsigned version = 12;                  // minor version of 0.x whose config.json keys are written: 12 to 15
+  bool parallel_embedding = false;  // cut over tensor ranks
+  uint8_t embedding_axis = 0;       // where it is cut: 0 rows, 1 columns; the config says it where it is not, too
+  bool share_embedding = false;     // one tensor for embedding and head
+  unsigned version = 12;            // minor version of 0.x whose config.json keys are written: 12 to 15
   Quantisation quantisation = Quantisation::kNone;
   unsigned sm = 0;  // of the GPU that weight-only weights are laid out for; 0: left to trtllm-build
   bool weight_only_plugin = true;

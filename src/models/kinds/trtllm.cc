@@ -171,7 +171,7 @@ void CheckSharing(const Model& model, const TrtllmOptions& options, const std::s
   std::string problem;
   if (!model.tied) problem = "the embeddings are not tied (tie_word_embeddings)";
   if (options.pp > 1) problem = fmt::format("there are {} pipeline stages, of which one has both", options.pp);
-  if (options.tp > 1 && options.embedding_axis != 0)
+  if (options.tp > 1 && !(options.parallel_embedding && options.embedding_axis == 0))
     problem = "the embedding is not cut by rows like the head (--use_parallel_embedding --embedding_sharding_dim=0)";
   if (!problem.empty())
     throw Error(Code::kMismatch, problem + ", expected tensors that --use_embedding_sharing can make one")

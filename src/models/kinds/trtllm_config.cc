@@ -67,6 +67,16 @@ const Json& MappingOf(const Json& config) {
   return mapping != config.end() && mapping->is_object() ? *mapping : config;
 }
 
+void RefuseModel(const Model& model, const std::string& path) {
+  if (model.family->trtllm_config == TrtllmConfig::kNone)
+    throw At(path, Code::kUnsupported,
+             fmt::format("TensorRT-LLM 0.12 to 0.15 has no class for {} ({}), expected Llama, Mistral or Qwen2",
+                         model.family->class_name, model.family->name));
+  if (model.Has("mlp_bias"))
+    throw At(path, Code::kUnsupported,
+             "the MLP has biases (mlp_bias), expected none: TensorRT-LLM has no place for them");
+}
+
 // -- writing ----------------------------------------------------------------------------------------------------------
 
 // The scaling with its keys in the order of the HuggingFace config, or as Llama 3.1 has them. Llama's config class of
@@ -87,15 +97,15 @@ Json RotaryScaling(const Model& model, const Json& hf_config) {
   if (!has_type || model.family->name == "llama") order.push_back("rope_type");
   Json ordered = Json::object();
   for (const std::string& key : order) {
-    if (key == "type") ordered[key] = scaling["rope_type"];
-    if (scaling.contains(key)) ordered[key] = scaling[key];
+    if (key == "type") ordered[key] = scaling.at("rope_type");
+    if (scaling.contains(key)) ordered[key] = scaling.at(key);
   }
   return ordered;
 }
 
 void RefuseScaling(const Json& scaling, unsigned version, const std::string& path) {
   if (scaling.is_null()) return;
-  const std::string type = scaling["rope_type"];
+  const std::string type = scaling.at("rope_type");
   const bool known = std::find(std::begin(kScalings), std::end(kScalings), type) != std::end(kScalings);
   if (known || (type == "yarn" && version >= kVersionWithYarn)) return;
   throw At(path, Code::kUnsupported,
@@ -198,8 +208,8 @@ void AddCommonKeys(const Model& model, const TrtllmOptions& options, Dtype dtype
   json["intermediate_size"] = sizes['F'];
   json["mapping"] = Mapping(options);
   json["quantization"] = QuantisationOf(options);
-  json["use_parallel_embedding"] = options.embedding_axis.has_value();
-  json["embedding_sharding_dim"] = options.embedding_axis.value_or(0);
+  json["use_parallel_embedding"] = options.parallel_embedding;
+  json["embedding_sharding_dim"] = options.embedding_axis;
   json["share_embedding_table"] = options.share_embedding;
   json["head_size"] = sizes['D'];
   json["qk_layernorm"] = false;
@@ -216,11 +226,7 @@ Model ModelFromTrtllmConfig(const Json& config, const std::string& path) {
   Json translated = {{"architectures", {architecture}}, {"sliding_window", nullptr}};
   for (const KeyPair& row : kKeys)
     if (config.contains(row.trtllm)) translated[row.hf] = config[row.trtllm];
-  Model model = ModelFromHfConfig(translated, path);
-  if (model.family->trtllm_config == TrtllmConfig::kNone)
-    throw At(path, Code::kUnsupported,
-             fmt::format("architecture {}, expected one that TensorRT-LLM has and this version reads", architecture));
-  return model;
+  return ModelFromHfConfig(translated, path);
 }
 
 TrtllmOptions CutOfTrtllmConfig(const Json& config, const std::string& path) {
@@ -240,12 +246,14 @@ TrtllmOptions CutOfTrtllmConfig(const Json& config, const std::string& path) {
   const Json& axis = reader.At("embedding_sharding_dim");
   if (!axis.is_null() && axis != 0 && axis != 1)
     throw At(path, Code::kCorrupt, fmt::format("embedding_sharding_dim is {}, expected 0 or 1", axis.dump()));
-  if (reader.Bool("use_parallel_embedding", false)) cut.embedding_axis = axis == 1 ? 1 : 0;
+  cut.parallel_embedding = reader.Bool("use_parallel_embedding", false);
+  cut.embedding_axis = axis == 1 ? 1 : 0;
   cut.share_embedding = reader.Bool("share_embedding_table", false);
   return cut;
 }
 
 std::vector<Rank> TrtllmRanks(const Model& model, const TrtllmOptions& options, const std::string& path) {
+  RefuseModel(model, path);
   const uint64_t layers = model.sizes['L'];
   std::vector<std::string> problems;
   std::vector<Rank> ranks;
@@ -258,7 +266,7 @@ std::vector<Rank> TrtllmRanks(const Model& model, const TrtllmOptions& options, 
       rank.vocab_rows = RoundUp(model.sizes['V'], options.tp);
       rank.stores_head = !options.share_embedding;
       rank.tensor = {shard, options.tp};
-      rank.embedding_axis = options.embedding_axis;
+      rank.embedding_axis = options.parallel_embedding ? std::optional(options.embedding_axis) : std::nullopt;
       ranks.push_back(rank);
     }
   }
@@ -271,16 +279,10 @@ std::vector<Rank> TrtllmRanks(const Model& model, const TrtllmOptions& options, 
 
 std::string TrtllmConfigText(const Model& model, const TrtllmOptions& options, Dtype dtype, const Json& hf_config,
                              const std::string& path) {
-  const TrtllmConfig base = model.family->trtllm_config;
-  if (base == TrtllmConfig::kNone)
-    throw At(path, Code::kUnsupported,
-             fmt::format("TensorRT-LLM 0.{} has no class for {}, expected Llama, Mistral or Qwen2", options.version,
-                         model.family->class_name));
-  Json scaling = RotaryScaling(model, hf_config);
-  RefuseScaling(scaling, options.version, path);
-  Json json = OwnKeys(model, options, std::move(scaling));
+  RefuseScaling(model.hyper.rope_scaling, options.version, path);
+  Json json = OwnKeys(model, options, RotaryScaling(model, hf_config));
   AddCommonKeys(model, options, dtype, json);
-  if (base == TrtllmConfig::kQwen) {
+  if (model.family->trtllm_config == TrtllmConfig::kQwen) {
     json["qwen_type"] = model.family->name;
     json["moe_intermediate_size"] = 0;
     json["moe_shared_expert_intermediate_size"] = 0;

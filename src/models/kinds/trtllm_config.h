@@ -15,12 +15,13 @@ Model ModelFromTrtllmConfig(const Json& config, const std::string& path);
 TrtllmOptions CutOfTrtllmConfig(const Json& config, const std::string& path);
 
 // The text that TensorRT-LLM's own conversion writes: 4 spaces, no newline at the end. `hf_config`, a config.json of
-// transformers or null, gives the order of the rope scaling's keys. Errors: kUnsupported where the family has no config
-// class there, or rope scaling has a type that it does not know.
+// transformers or null, gives the order of the rope scaling's keys. Errors: kUnsupported, rope scaling of a type that
+// it does not know.
 std::string TrtllmConfigText(const Model& model, const TrtllmOptions& options, Dtype dtype, const Json& hf_config,
                              const std::string& path);
 
-// Ranks of a checkpoint that is cut so, tensor ranks fastest. Errors: kMismatch, what does not divide.
+// Ranks of a checkpoint that is cut so, tensor ranks fastest. Errors: kUnsupported (a family or biases that
+// TensorRT-LLM does not have), kMismatch (what does not divide).
 std::vector<Rank> TrtllmRanks(const Model& model, const TrtllmOptions& options, const std::string& path);
 
 }  // namespace reshard
