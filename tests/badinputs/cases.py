@@ -8,7 +8,12 @@ from typing import Callable, NamedTuple
 from black_box import TO_HF, TO_NEMO
 import tiny_model
 
-BASES = {"hf": (tiny_model.write_hf, TO_NEMO), "nemo": (tiny_model.write_nemo, TO_HF)}
+BASES = {
+    "hf": (tiny_model.write_hf, TO_NEMO),
+    "hf to trtllm": (tiny_model.write_hf, ("--to=trtllm", "--checkpoint_only")),
+    "nemo": (tiny_model.write_nemo, TO_HF),
+    "trtllm": (tiny_model.write_trtllm, ("--to=hf", "--quiet")),
+}
 
 
 class BadInput(NamedTuple):

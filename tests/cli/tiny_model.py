@@ -1,6 +1,6 @@
-"""A tiny Llama as a HuggingFace folder and as a NeMo zarr folder, written and read with numpy alone.
+"""A tiny Llama as a HuggingFace, a NeMo zarr and a TensorRT-LLM folder, written and read with numpy alone.
 
-Nothing here shares code with the program: the two layouts are written from their format descriptions, so that a
+Nothing here shares code with the program: the layouts are written from their format descriptions, so that a
 conversion can be checked in either direction.
 """
 import itertools
@@ -14,7 +14,7 @@ import numpy as np
 # Elements are moved as bits; numpy has no bfloat16.
 BITS = {"F32": np.uint32, "BF16": np.uint16, "F16": np.uint16}
 ZARR_DTYPES = {"F32": "<f4", "BF16": "bfloat16", "F16": "<f2"}
-ITEM_SIZES = {"F32": 4, "I32": 4, "BF16": 2, "F16": 2, "F8_E4M3": 1}
+ITEM_SIZES = {"F32": 4, "I32": 4, "BF16": 2, "F16": 2, "F8_E4M3": 1, "I8": 1}
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -321,4 +321,65 @@ def write_nemo(folder, settings=CONFIG, named=None):
                                                        "common_backend": "torch", "common_backend_version": 1}))
     tied = "true" if settings.get("tie_word_embeddings") else "false"
     (folder / "model_config.yaml").write_text(MODEL_CONFIG_YAML.format(**settings, tied=tied))
+    return folder
+
+
+# ---------------------------------------------------------------- TensorRT-LLM folder
+
+def trtllm_config(settings, tp, pp):
+    """config.json with the keys of TensorRT-LLM 0.12."""
+    same = {key: settings[key] for key in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "hidden_act",
+                                           "max_position_embeddings", "num_key_value_heads", "intermediate_size")}
+    mapping = {"world_size": tp * pp, "gpus_per_node": 8, "cp_size": 1, "tp_size": tp, "pp_size": pp, "moe_tp_size": tp,
+               "moe_ep_size": 1}
+    quantization = {"quant_algo": None, "kv_cache_quant_algo": None, "group_size": 128, "smoothquant_val": None,
+                    "clamp_val": None, "has_zero_point": False, "pre_quant_scale": False, "exclude_modules": None}
+    return {"mlp_bias": False, "attn_bias": False, "rotary_base": settings["rope_theta"], "rotary_scaling": None,
+            "residual_mlp": False, "disable_weight_only_quant_plugin": False,
+            "moe": {"num_experts": 0, "top_k": 0, "normalization_mode": None, "tp_mode": 0},
+            "remove_duplicated_kv_heads": False, "architecture": settings["architectures"][0], "dtype": "bfloat16",
+            **same, "logits_dtype": "float32", "norm_epsilon": settings["rms_norm_eps"],
+            "position_embedding_type": "rope_gpt_neox", "mapping": mapping, "quantization": quantization,
+            "use_parallel_embedding": False, "embedding_sharding_dim": 0, "share_embedding_table": False,
+            "head_size": settings["hidden_size"] // settings["num_attention_heads"], "qk_layernorm": False}
+
+
+def trtllm_rank(settings, named, tp, pp, rank):
+    """Name -> Tensor of one rank; the vocabulary is padded with zero rows for the head."""
+    stage, shard = divmod(rank, tp)
+    per_stage = settings["num_hidden_layers"] // pp
+    found = {}
+
+    def put(name, dtype, values):
+        found[name] = Tensor(dtype, values.shape, np.ascontiguousarray(values).tobytes())
+
+    def cut(name, axis):
+        return np.split(array(named[name]), tp, axis)[shard]
+
+    for layer in range(per_stage):
+        old, new = f"model.layers.{stage * per_stage + layer}.", f"transformer.layers.{layer}."
+        dtype = named[old + "mlp.up_proj.weight"].dtype
+        put(new + "attention.qkv.weight", dtype,
+            np.concatenate([cut(f"{old}self_attn.{part}_proj.weight", 0) for part in "qkv"]))
+        put(new + "attention.dense.weight", dtype, cut(old + "self_attn.o_proj.weight", 1))
+        for part, source, axis in (("fc", "gate", 0), ("gate", "up", 0), ("proj", "down", 1)):
+            put(f"{new}mlp.{part}.weight", dtype, cut(f"{old}mlp.{source}_proj.weight", axis))
+        found[new + "input_layernorm.weight"] = named[old + "input_layernorm.weight"]
+        found[new + "post_layernorm.weight"] = named[old + "post_attention_layernorm.weight"]
+    if stage == 0:
+        found["transformer.vocab_embedding.weight"] = named["model.embed_tokens.weight"]
+    if stage == pp - 1:
+        found["transformer.ln_f.weight"] = named["model.norm.weight"]
+        head = array(named["lm_head.weight"])
+        padding = np.zeros((-len(head) % tp, head.shape[1]), head.dtype)
+        put("lm_head.weight", named["lm_head.weight"].dtype, np.split(np.concatenate([head, padding]), tp)[shard])
+    return found
+
+
+def write_trtllm(folder, settings=CONFIG, named=None, tp=2, pp=2):
+    named = tensors(settings) if named is None else named
+    folder.mkdir(parents=True, exist_ok=True)
+    for rank in range(tp * pp):
+        write_safetensors(folder / f"rank{rank}.safetensors", trtllm_rank(settings, named, tp, pp, rank))
+    (folder / "config.json").write_text(json.dumps(trtllm_config(settings, tp, pp), indent=4))
     return folder

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import pathlib
+import struct
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -156,6 +157,19 @@ def assert_equal(got, expected):
         have = got[name]
         assert (have.dtype, have.shape) == (want.dtype, want.shape), name
         assert raw(have) == raw(want), f"{name} differs"
+
+
+def split(content):
+    """(header without its padding, data, where the data starts) of a safetensors file."""
+    start = 8 + struct.unpack("<Q", content[:8])[0]
+    return content[8:start].rstrip(b" "), content[start:], start
+
+
+def assert_same_file(content, library):
+    """The library's bytes but for the padding of the header, which puts the data at a multiple of 4096."""
+    header, data, start = split(content)
+    assert start % 4096 == 0 and start - 8 - len(header) < 4096
+    assert (header, data) == split(library)[:2]
 
 
 def cast(tensors, dtype):

@@ -2,30 +2,17 @@
 
 import json
 import os
-import struct
 
 import huggingface_hub
 import models
 import pytest
 import safetensors.torch
 import torch
+from models import assert_same_file, split
 from program import convert, files, reshard
 
 SHAPE = models.SHAPES["6x3"]
 FAMILIES = list(models.CLASSES)
-
-
-def split(content):
-    """(header without its padding, data, where the data starts) of a safetensors file."""
-    start = 8 + struct.unpack("<Q", content[:8])[0]
-    return content[8:start].rstrip(b" "), content[start:], start
-
-
-def assert_same_file(content, library):
-    """The library's bytes but for the padding of the header, which puts the data at a multiple of 4096."""
-    header, data, start = split(content)
-    assert start % 4096 == 0 and start - 8 - len(header) < 4096
-    assert (header, data) == split(library)[:2]
 
 
 @pytest.mark.parametrize("shards", [1, 5])
