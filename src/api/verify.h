@@ -10,8 +10,7 @@ struct VerifyScope {
   bool hyperparameters = true;
 };
 
-VerifyReport VerifyCheckpoints(Checkpoint a, Checkpoint b, const RunOptions& options,
-                               const VerifyScope& scope);
+VerifyReport VerifyCheckpoints(Checkpoint a, Checkpoint b, const RunOptions& options, const VerifyScope& scope);
 
 // XXH3 of a whole file. kCancelled when the run is stopped.
 uint64_t HashOf(Io& io, const std::string& path, const RunOptions& options);

@@ -543,7 +543,7 @@ def ranks(tmp_path):
 def assert_unreadable(folder, codes, *says):
     out = folder.parent / "out"
     result = convert(folder, out, to="hf", code=codes)
-    assert result.err.startswith("reshard: error: reading "), result
+    assert result.err.startswith(("reshard: error: reading ", "reshard: error: planning from ")), result
     for word in says:
         assert word in result.err, f"no {word} in {result}"
     assert_nothing_published(out)
@@ -595,6 +595,46 @@ def test_replicas_that_differ_are_refused(name, ranks):
     first, other, place = REPLICATED[name]
     edit_rank(ranks, other, lambda tensors: tensors[name].view(-1).view(torch.int16)[place].bitwise_xor_(1))
     assert_unreadable(ranks, (4, 6), f"rank{first}.safetensors", f"rank{other}.safetensors", name)
+
+
+@pytest.mark.parametrize("option", [[], ["--dtype=fp32"]], ids=["kept", "cast"])
+def test_replicas_are_compared_bit_by_bit(option, ranks, tmp_path):
+    """Equal NaNs are equal; zeros of two signs are not."""
+    name = "transformer.ln_f.weight"
+
+    def fill(*bits):
+        return lambda tensors: tensors[name].view(torch.int16)[: len(bits)].copy_(torch.tensor(bits, dtype=torch.int16))
+
+    for rank in range(4, 8):
+        edit_rank(ranks, rank, fill(0x7FC1, -1, 0x7F80, 0))
+    convert(ranks, tmp_path / "nan", *option, to="hf")
+    edit_rank(ranks, 6, fill(0x7FC1, -1, 0x7F80, -0x8000))
+    result = convert(ranks, tmp_path / "out", *option, to="hf", code=6)
+    assert all(word in result.err for word in ["rank4", "rank6", name])
+    assert_nothing_published(tmp_path / "out")
+
+
+@pytest.mark.parametrize("rank", [1, 6])
+def test_a_rank_of_another_dtype_is_refused(rank, ranks):
+    edit_rank(ranks, rank, lambda tensors: tensors.update({name: t.float() for name, t in tensors.items()}))
+    assert_unreadable(ranks, (4, 6), "BF16", "F32", "transformer.")
+
+
+@pytest.mark.parametrize("word", [["--vocab_size=45"], []], ids=["told", "untold"])
+def test_a_tied_qwen2_of_0_15_comes_back_tied(word, tmp_path):
+    source = write_model(tmp_path / "in", Cell("qwen2", "tied-odd", Layout(), "bf16", 4, 1), "tied")
+    to_trtllm(source.path, tmp_path / "trtllm", Layout(4), "--trtllm_version=0.15")
+    convert(tmp_path / "trtllm", tmp_path / "out", *word, to="hf")
+    models.assert_equal(models.read(tmp_path / "out"), source.tensors)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["tie_word_embeddings"] is True
+
+
+def test_a_head_that_differs_from_the_embedding_of_a_tied_model_is_refused(tmp_path):
+    source = write_model(tmp_path / "in", Cell("qwen2", "tied-odd", Layout(), "bf16", 4, 1), "tied")
+    folder = tmp_path / "trtllm"
+    to_trtllm(source.path, folder, Layout(4), "--trtllm_version=0.15")
+    edit_rank(folder, 2, lambda tensors: tensors["lm_head.weight"].view(torch.int16)[1, 1].bitwise_xor_(1))
+    assert_unreadable(folder, (6,), "rank2.safetensors", "lm_head.weight")
 
 
 def test_the_biases_of_replicas_are_compared_too(tmp_path):
