@@ -505,8 +505,7 @@ void CheckStorage(Random& random, const Model& model, const Rank& rank, const st
 
 std::vector<const Layout*> Choose(const Model& model, const Rank& rank, Layouts Block::*layouts,
                                   const std::set<std::string>& absent = {}) {
-  return ChooseLayouts(model, {rank}, layouts, "toy",
-                       [&](const TensorSpec& spec) { return !absent.count(spec.name); });
+  return ChooseLayouts(model, {rank}, layouts, "toy", [&](const TensorSpec& spec) { return !absent.count(spec.name); });
 }
 
 void CheckRandomModels(LayerRule rule, Layouts Block::*layouts, bool stacks_layers) {
