@@ -23,7 +23,7 @@ RESHARD = pathlib.Path(os.environ.get("RESHARD", ROOT / "build" / "release" / "r
 CGROUPS = pathlib.Path("/sys/fs/cgroup")
 DROP_CACHES = "/proc/sys/vm/drop_caches"
 GB = 1e9
-PARTS = ("planning", "speed", "memory", "large")
+PARTS = ("planning", "speed", "trtllm", "memory", "large")
 OUTPUTS = ("nemo", "out", "copy", "python")
 HEADINGS = ("what", "cache", "wall s", "`cp` s", "wall / `cp`", "same per byte written", "CPU s per GB read",
             "`cp`: CPU s per GB", "peak RSS MiB")
@@ -189,6 +189,19 @@ class Cgroup:
         return ["sh", "-c", 'echo $$ > "$0" && exec "$@"', self.folder / "cgroup.procs", *command]
 
 
+def measure_trtllm(table, hf, nemo, runs):
+    target = WORK / "out"
+    rows = (("HF -> TensorRT-LLM, TP 8", hf, ["--tp_size=8"]),
+            ("NeMo -> TensorRT-LLM, TP 8", nemo, ["--tp_size=8", f"--hf_model_name={hf}"]),
+            ("HF -> TensorRT-LLM, TP 8, int8 left to the builder", hf, ["--tp_size=8", "--use_weight_only"]),
+            ("HF -> TensorRT-LLM, TP 8, int8 for sm80", hf, ["--tp_size=8", "--use_weight_only", "--sm=80"]),
+            ("HF -> TensorRT-LLM, TP 8, FP8 by rows", hf, ["--tp_size=8", "--use_fp8_rowwise"]))
+    for prepare in (warm, cool):
+        for what, source, options in rows:
+            against_copy(table, what, convert(source, target, "trtllm", "--checkpoint_only", *options), source, target,
+                         WORK / "copy", prepare, runs)
+
+
 def measure_memory(table, hf, nemo):
     for cap in ("64MiB", "256MiB"):
         cgroup = Cgroup(cap)
@@ -217,6 +230,9 @@ def measure_planning(table, runs):
     hf = model("405b", None, "--sparse")
     done = median([run([RESHARD, "plan", hf, WORK / "out", "--to=nemo", "--json"]) for _ in range(runs)])
     table.add("`plan` of HF -> NeMo, 405B", "warm", f"{done.seconds:.3f}", peak=mib(done.peak))
+    ranks = ["--to=trtllm", "--tp_size=8", "--pp_size=2", "--json"]
+    done = median([run([RESHARD, "plan", hf, WORK / "out", *ranks]) for _ in range(runs)])
+    table.add("`plan` of HF -> TensorRT-LLM, 405B, TP 8, PP 2", "warm", f"{done.seconds:.3f}", peak=mib(done.peak))
     done = median([run([RESHARD, "--version"]) for _ in range(50)])
     table.add("`--version`, median of 50", "warm", f"{done.seconds:.4f}", peak=mib(done.peak))
     floor = median([run(["true"]) for _ in range(50)])
@@ -280,6 +296,8 @@ def main():
             measure_planning(table, options.runs)
         if "speed" in options.parts:
             measure_speed(table, hf, nemo, options.runs)
+        if "trtllm" in options.parts:
+            measure_trtllm(table, hf, nemo, options.runs)
         if "memory" in options.parts:
             measure_memory(table, hf, nemo)
         if options.compare:
