@@ -126,9 +126,11 @@ TEST(Apply, QuantisesWeightsAsTheOriginalDoes) {
           for (uint64_t k = 0; k < columns; ++k) largest = std::max(largest, std::fabs(values[n * columns + k]));
           const float scale = largest * (1 / levels);
           for (uint64_t k = 0; k < columns; ++k)
-            if (scale != 0)
-              q[n * columns + k] = static_cast<int>(
-                  std::min(levels - 1, std::max(-levels, std::round(values[n * columns + k] / scale))));
+            if (scale != 0) {
+              volatile float quotient = values[n * columns + k] / scale;  // one by one, as the closed form has it
+              const float rounded = std::round(static_cast<float>(quotient));
+              q[n * columns + k] = static_cast<int>(std::min(levels - 1, std::max(-levels, rounded)));
+            }
           uint32_t expected = 0, found = 0;
           Cast(Dtype::kF32, dtype, &scale, &expected, 1);
           std::memcpy(&found, result.scales.data() + n * ItemSize(dtype), ItemSize(dtype));
