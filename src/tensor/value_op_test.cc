@@ -49,12 +49,13 @@ std::vector<uint8_t> Reference(bool int4, unsigned sm, const std::vector<int>& q
   static const int kPerm16[] = {0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15};
   static const int kPerm32[] = {0, 1, 8,  9,  16, 17, 24, 25, 2, 3, 10, 11, 18, 19, 26, 27,
                                 4, 5, 12, 13, 20, 21, 28, 29, 6, 7, 14, 15, 22, 23, 30, 31};
+  const int* permutation = int4 ? kPerm32 : kPerm16;  // a pointer: GCC 12's UBSan loses the index into `a ? b : c`
   const bool b = sm >= 75 && sm < 90, bias = sm < 90;
   const uint64_t tile = b ? (int4 ? 4 : 2) : 1, p = int4 ? 32 : 16;
   std::vector<uint8_t> out(rows * columns / (int4 ? 2 : 1));
   for (uint64_t n = 0; n < rows; ++n) {
     for (uint64_t k = 0; k < columns; ++k) {
-      const uint64_t source = b ? k / p * p + static_cast<uint64_t>((int4 ? kPerm32 : kPerm16)[k % p]) : k;
+      const uint64_t source = b ? k / p * p + static_cast<uint64_t>(permutation[k % p]) : k;
       uint64_t a = b ? n / tile * tile * columns + tile * (k / 64) * 64 + 64 * (n % tile) + k % 64 : n * columns + k;
       int v = q[n * columns + source];
       if (bias) {
@@ -126,11 +127,9 @@ TEST(Apply, QuantisesWeightsAsTheOriginalDoes) {
           for (uint64_t k = 0; k < columns; ++k) largest = std::max(largest, std::fabs(values[n * columns + k]));
           const float scale = largest * (1 / levels);
           for (uint64_t k = 0; k < columns; ++k)
-            if (scale != 0) {
-              volatile float quotient = values[n * columns + k] / scale;  // one by one, as the closed form has it
-              const float rounded = std::round(static_cast<float>(quotient));
-              q[n * columns + k] = static_cast<int>(std::min(levels - 1, std::max(-levels, rounded)));
-            }
+            if (scale != 0)
+              q[n * columns + k] = static_cast<int>(
+                  std::min(levels - 1, std::max(-levels, std::round(values[n * columns + k] / scale))));
           uint32_t expected = 0, found = 0;
           Cast(Dtype::kF32, dtype, &scale, &expected, 1);
           std::memcpy(&found, result.scales.data() + n * ItemSize(dtype), ItemSize(dtype));
