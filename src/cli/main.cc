@@ -178,7 +178,7 @@ int PrintTable(const std::vector<TableRow>& rows, const char* heading, const Opt
     return 0;
   }
   std::string text;
-  for (const TableRow& row : rows) text += fmt::format("{:<10} {:<10} {}\n", row.name, row.details[0], row.description);
+  for (const TableRow& row : rows) text += fmt::format("{:<10} {:<12} {}\n", row.name, row.details[0], row.description);
   Print(fmt::format("{}\n{}", heading, text));
   return 0;
 }
@@ -195,8 +195,8 @@ int RunCommand(const std::string& command, Options& options, Log& log) {
   if (command == "inspect") return RunInspect(options);
   if (command == "verify") return RunVerify(options, log);
   if (command == "families")
-    return PrintTable(FamilyTable(), "family     group      class", options, Json::parse(FamiliesJson()));
-  return PrintTable(FormatTable(), "kind       format     what", options, TableJson(FormatTable()));
+    return PrintTable(FamilyTable(), "family     group        class", options, Json::parse(FamiliesJson()));
+  return PrintTable(FormatTable(), "kind       format       what", options, TableJson(FormatTable()));
 }
 
 int ExitOf(const Error& error) {

@@ -125,13 +125,13 @@ const std::vector<OptionRow>& Table() {
          o.convert.model_type = OneOf("--model_type", v, {"llama", "qwen"});
        }},
       {"--hf_model_name", "NAME", kConvert | kInspect | kVerify,
-       "a folder or a hub name: the tokenizer of a NeMo target, the\nconfig and tokenizer that a NeMo source came "
-       "from",
+       "a folder or a hub name: the tokenizer of a NeMo target, the\nconfig and tokenizer that a NeMo or trtllm source "
+       "came from",
        [](Options& o, const std::string& v) { o.convert.hf_model_name = v; }, "nemo trtllm", "nemo"},
       {"--dtype,--precision", "DTYPE", kConvert, "bf16, fp16 or fp32; by default every tensor keeps its own",
        [](Options& o, const std::string& v) { o.convert.dtype = v; }},
       {"--vocab_size", "N", kConvert | kInspect | kVerify,
-       "rows of the vocabulary without padding, where a NeMo\nsource does not say",
+       "rows of the vocabulary without padding, where a source\ndoes not say",
        [](Options& o, const std::string& v) { o.convert.vocab_size = Count("--vocab_size", v, 1, uint64_t{1} << 23); },
        "nemo trtllm"},
       {"--untie_embeddings", "", kConvert, "write the head of a tied model as a tensor of its own",

@@ -15,6 +15,7 @@
 
 #include "base/io.h"
 #include "plan/plan.h"
+#include "tensor/testutil.h"
 #include "tests/fault/scratch_folder.h"
 
 namespace reshard::testing {
@@ -36,18 +37,6 @@ inline Box RandomBoxIn(Random& random, const Box& outer) {
     box.origin[a] += Pick(random, 0, outer.shape[a] - box.shape[a]);
   }
   return box;
-}
-
-// Calls visit(index) for every index of the box, in row-major order.
-inline void ForEachIndex(const Box& box, const std::function<void(const Dims&)>& visit) {
-  Dims index = box.origin;
-  for (uint64_t left = ElementCount(box.shape); left > 0; --left) {
-    visit(index);
-    for (size_t a = index.size(); a-- > 0;) {
-      if (++index[a] < box.end(a)) break;
-      index[a] = box.origin[a];
-    }
-  }
 }
 
 inline uint64_t Linear(const Dims& index, const Box& box) {

@@ -12,6 +12,7 @@
 #include <set>
 
 #include "base/error.h"
+#include "tensor/testutil.h"
 
 namespace reshard {
 namespace {
@@ -150,15 +151,6 @@ Rank RandomRank(Random& random, const Model& model) {
 }
 
 // -- arrays -----------------------------------------------------------------------------------------------------------
-
-void ForEachIndex(const Dims& shape, const std::function<void(const Dims&)>& visit) {
-  for (uint64_t n = 0; n < ElementCount(shape); ++n) {
-    Dims index = shape;
-    uint64_t rest = n;
-    for (size_t axis = shape.size(); axis-- > 0; rest /= shape[axis]) index[axis] = rest % shape[axis];
-    visit(index);
-  }
-}
 
 struct Array {
   Dims shape;

@@ -11,6 +11,7 @@
 #include "base/error.h"
 #include "models/families/families.h"
 #include "plan/planner.h"
+#include "tensor/testutil.h"
 
 namespace reshard {
 namespace {
@@ -139,15 +140,6 @@ Element NemoElement(std::string_view name, const Dims& index) {
 }
 
 // -- walking ----------------------------------------------------------------------------------------------------------
-
-void ForEachIndex(const Dims& shape, const std::function<void(const Dims&)>& visit) {
-  for (uint64_t n = 0; n < ElementCount(shape); ++n) {
-    Dims index = shape;
-    uint64_t rest = n;
-    for (size_t axis = shape.size(); axis-- > 0; rest /= shape[axis]) index[axis] = rest % shape[axis];
-    visit(index);
-  }
-}
 
 // The elements of a checkpoint, by file and byte.
 using Places = std::map<std::pair<uint32_t, uint64_t>, Element>;

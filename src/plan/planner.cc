@@ -243,6 +243,7 @@ class Planner {
                   {},
                   view.box,
                   derived.op};
+        CheckDtypes(part, have_.names, problems_);
         for (Piece& piece : part.sources) piece.tensor += source_shift;
         for (uint8_t output = 0; output < kValueOutputs; ++output) {
           Piece piece = OutputPiece(derived.outputs[output], output, view);

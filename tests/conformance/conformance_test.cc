@@ -13,6 +13,7 @@
 #include <set>
 
 #include "base/error.h"
+#include "tensor/testutil.h"
 #include "tests/conformance/formats.h"
 #include "tests/fault/faulty_io.h"
 #include "tests/fault/scratch_folder.h"
@@ -29,14 +30,6 @@ using Files = std::map<std::string, std::string>;  // path -> bytes
 
 StoredTensor TensorOf(std::string name, Dtype dtype, const Dims& shape) {
   return {std::move(name), dtype, shape, {}, {}};
-}
-
-void ForEachIndex(const Dims& shape, const std::function<void(const Dims&)>& visit) {
-  Dims index = Dims::Filled(shape.size(), 0);
-  for (uint64_t left = ElementCount(shape); left > 0; --left) {
-    visit(index);
-    for (size_t axis = shape.size(); axis-- > 0 && ++index[axis] == shape[axis];) index[axis] = 0;
-  }
 }
 
 // Bytes of an element; types below a byte are one element of all the tensor's bytes.
@@ -199,6 +192,22 @@ class Conformance : public testing::TestWithParam<Format> {
   Tensors Several() const {
     const Dtype first = GetParam().dtypes.front();
     return {TensorOf("a.weight", Any(), {4, 6}), TensorOf("b", Any(), {}), TensorOf("c.bias", first, {3, 1, 5})};
+  }
+
+  // For each file of a folder that is whole: damages it by `damage`, which is told its path and bytes and what tensors
+  // were written, and makes it whole again.
+  void WithEachFile(const std::function<void(const std::string&, const std::string&, Tensors&)>& damage) {
+    Tensors tensors = Several();
+    const Files files = LaidOut(tensors);
+    Write(files, folder_.path());
+    for (const auto& [name, bytes] : files) {
+      SCOPED_TRACE(name);
+      const std::string path = folder_ / name;
+      damage(path, bytes, tensors);
+      if (HasFatalFailure()) return;
+      WriteFile(path, bytes);
+    }
+    ExpectSame(Open(), tensors);
   }
 
   // What damage may lead to: an error that says the file is not right, or tensors that are sound, whatever they are.
@@ -383,30 +392,19 @@ TEST_P(Conformance, ReadsNoData) {
 // -- damage -----------------------------------------------------------------------------------------------------------
 
 TEST_P(Conformance, RefusesEveryFileCutOffAnywhere) {
-  Tensors tensors = Several();
-  const Files files = LaidOut(tensors);
-  Write(files, folder_.path());
-  for (const auto& [path, bytes] : files) {
-    SCOPED_TRACE(path);
+  WithEachFile([&](const std::string& path, const std::string& bytes, Tensors& tensors) {
     for (uint64_t size = 0; size < bytes.size(); ++size) {
-      WriteFile(folder_ / path, bytes.substr(0, size));
+      WriteFile(path, bytes.substr(0, size));
       ASSERT_EQ(ExpectRefusedOrSound(tensors), Code::kCorrupt) << "cut to " << size << " bytes";
     }
-    WriteFile(folder_ / path, bytes);
-  }
-  ExpectSame(Open(), tensors);
+  });
 }
 
 TEST_P(Conformance, RefusesBytesBehindTheEndOfAnyFile) {
-  Tensors tensors = Several();
-  const Files files = LaidOut(tensors);
-  Write(files, folder_.path());
-  for (const auto& [path, bytes] : files) {
-    SCOPED_TRACE(path);
-    WriteFile(folder_ / path, bytes + "x");
+  WithEachFile([&](const std::string& path, const std::string& bytes, Tensors& tensors) {
+    WriteFile(path, bytes + "x");
     EXPECT_EQ(ExpectRefusedOrSound(tensors), Code::kCorrupt);
-    WriteFile(folder_ / path, bytes);
-  }
+  });
 }
 
 // All that is not data, bit by bit.
@@ -435,32 +433,22 @@ TEST_P(Conformance, RefusesOrUnderstandsEveryBitOfAHeaderFlipped) {
 }
 
 TEST_P(Conformance, RefusesFilesThatAreFolders) {
-  Tensors tensors = Several();
-  const Files files = LaidOut(tensors);
-  Write(files, folder_.path());
-  for (const auto& [path, bytes] : files) {
-    SCOPED_TRACE(path);
-    std::filesystem::remove(folder_ / path);
-    std::filesystem::create_directory(folder_ / path);
+  WithEachFile([&](const std::string& path, const std::string&, Tensors& tensors) {
+    std::filesystem::remove(path);
+    std::filesystem::create_directory(path);
     EXPECT_EQ(ExpectRefusedOrSound(tensors), Code::kCorrupt);
-    std::filesystem::remove(folder_ / path);
-    WriteFile(folder_ / path, bytes);
-  }
+    std::filesystem::remove(path);
+  });
 }
 
 // A format whose files are found by looking for them cannot miss one; it gives the others.
 TEST_P(Conformance, RefusesOrLacksWhatIsMissing) {
-  Tensors tensors = Several();
-  const Files files = LaidOut(tensors);
-  Write(files, folder_.path());
-  for (const auto& [path, bytes] : files) {
-    SCOPED_TRACE(path);
-    std::filesystem::remove(folder_ / path);
+  WithEachFile([&](const std::string& path, const std::string&, Tensors& tensors) {
+    std::filesystem::remove(path);
     if (!ExpectRefusedOrSound(tensors)) {
       EXPECT_LT(Open().tensors.size(), tensors.size());
     }
-    WriteFile(folder_ / path, bytes);
-  }
+  });
 }
 
 TEST_P(Conformance, FindsNothingInAnEmptyFolder) {

@@ -3,33 +3,23 @@
 import dataclasses
 import itertools
 import json
-import pathlib
-import shutil
 import subprocess
 import sys
 
 import models
 import nemo_reference
 import pytest
-import safetensors.torch
 import torch
 import trtllm_reference
 from program import BINARY, ROOT, assert_nothing_published, convert, files, hashes, reshard
 from safetensors.torch import load_file, save_file
-from trtllm_reference import Layout, Quantization
+from trtllm_models import EMBEDDING_DIMS, FAMILIES, SHAPES, Cell, assert_trtllm_folder, hf_settings, rank_files, to_trtllm, write_model
+from trtllm_reference import Layout
 
 FIXTURES = ROOT / "tests" / "fixtures" / "trtllm"
 FACTS = {p.parent.name: json.loads(p.read_text()) for p in sorted(FIXTURES.glob("*/case.json"))}
 ROPE_TABLES = {"embed_positions", "rotary_inv_freq", "embed_positions_for_gpt_attention"}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def to_trtllm(source, target, layout, *options, code=0):
-    return convert(source, target, "--checkpoint_only", *layout.options(), *options, to="trtllm", code=code)
-
-
-def rank_files(folder):
-    return {int(p.stem[4:]): p for p in pathlib.Path(folder).glob("rank*.safetensors")}
 
 
 # ---------------------------------------------------------------- what the real code wrote
@@ -90,36 +80,6 @@ def test_what_the_real_code_wrote_gives_other_ranks(fixture, tmp_path):
 
 # ---------------------------------------------------------------- the matrix
 
-# Heads 8 on up to 8 ranks, 6 layers in up to 3 stages. "groups": as many as heads, or fewer than the widest TP.
-SHAPES = {
-    "mha": models.heads(8, 8, 4),
-    "groups2": models.heads(8, 2, 4),
-    "groups4-odd": models.heads(8, 4, 4, vocab_size=45),
-    "head_dim": dict(models.heads(8, 4), hidden_size=40, head_dim=12),
-    "tied": models.heads(8, 4, 4, tie_word_embeddings=True),
-    "tied-odd": models.heads(8, 1, 4, tie_word_embeddings=True, vocab_size=45),
-    "rows-odd": models.heads(8, 4, 4, vocab_size=45),
-    "columns": models.heads(8, 2, 4, vocab_size=45),
-    "vocab9": models.heads(8, 4, 4, vocab_size=9),
-    "shared": models.heads(8, 4, 4, tie_word_embeddings=True),
-    "shared-odd": models.heads(8, 2, 4, tie_word_embeddings=True, vocab_size=45),
-    "bias": models.heads(8, 4, 4, attention_bias=True),
-    "bias-groups2": models.heads(8, 2, 4, attention_bias=True),
-}
-EMBEDDING_DIMS = {"rows-odd": 0, "columns": 1, "shared": 0, "shared-odd": 0}
-FAMILIES = ["llama", "mistral", "qwen2"]
-
-
-@dataclasses.dataclass
-class Cell:
-    family: str
-    shape: str
-    layout: Layout
-    dtype: str
-    style: int  # of config.json: transformers 4 or 5
-    shards: int
-
-
 def all_cells():
     """dtype, style of config.json and number of shards take turns."""
     grid = itertools.product(FAMILIES, (1, 2, 4, 8), (1, 2, 3), SHAPES)
@@ -138,32 +98,6 @@ def sample(step):
     """The cells as parameters; all but every step-th are for `scripts/test --all`."""
     marks = [[] if i % step == 0 else pytest.mark.slow for i in range(len(CELLS))]
     return pytest.mark.parametrize("cell", [pytest.param(name, marks=m) for name, m in zip(CELLS, marks)])
-
-
-def write_model(folder, cell, name, **more):
-    settings = dict(num_hidden_layers=6, intermediate_size=48, **SHAPES[cell.shape])
-    if cell.family == "mistral":
-        settings["sliding_window"] = 32  # without a window a NeMo model does not tell Mistral from Llama
-    c = models.config(cell.family, **settings, **more)
-    return models.write(folder, c, models.DTYPES[cell.dtype], seed=name, style=cell.style, shards=cell.shards)
-
-
-def hf_settings(source):
-    return json.loads((source.path / "config.json").read_text())
-
-
-def assert_trtllm_folder(folder, source, layout, dtype, version=12, quantization=Quantization()):
-    """Every file of the folder: the ranks as the safetensors library writes them, config.json as text."""
-    names = {f"rank{rank}.safetensors" for rank in layout.ranks}
-    got = files(folder)
-    assert set(got) == {"config.json"} | names
-    for rank in layout.ranks:
-        want = trtllm_reference.rank_tensors(source.config, source.tensors, layout, rank, dtype, quantization)
-        models.assert_equal(load_file(got[f"rank{rank}.safetensors"]), want)
-        library = safetensors.torch.save({name: t.contiguous() for name, t in want.items()})
-        models.assert_same_file(got[f"rank{rank}.safetensors"].read_bytes(), library)
-    cfg = trtllm_reference.config(hf_settings(source), layout, dtype, version, quantization)
-    assert got["config.json"].read_text() == trtllm_reference.config_text(cfg)
 
 
 @sample(2)
@@ -231,119 +165,6 @@ def test_nemo_without_a_template_gives_what_hf_gives(family, tmp_path):
     nemo_reference.write_nemo(tmp_path / "nemo", source.config, source.tensors, source.dtype, tp=1, rows=64)
     to_trtllm(tmp_path / "nemo", tmp_path / "out", cell.layout, "--vocab_size=45", f"--model_type={models.GROUPS[family]}")
     assert_trtllm_folder(tmp_path / "out", source, cell.layout, source.dtype)
-
-
-# ---------------------------------------------------------------- config.json
-
-
-@pytest.mark.parametrize("weights, precision", [(None, None), ("W8A16", "int8"), ("W4A16", "int4")])
-@pytest.mark.parametrize("cache", [None, "FP8"])
-@pytest.mark.parametrize("version", [12, 13, 14, 15])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_versions_and_quantisation_keys(family, version, cache, weights, precision, tmp_path):
-    """Deferred: the weights stay as they are, and config.json tells the builder what to do with them."""
-    cell = Cell(family, "groups2", Layout(4, 2), "bf16", (4, 5)[version % 2], 1)
-    source = write_model(tmp_path / "in", cell, family)
-    options = [f"--trtllm_version=0.{version}"]
-    options += ["--use_weight_only", f"--weight_only_precision={precision}"] if weights else []
-    options += ["--fp8_kv_cache"] if cache else []
-    to_trtllm(source.path, tmp_path / "out", cell.layout, *options)
-    assert_trtllm_folder(tmp_path / "out", source, cell.layout, source.dtype, version, Quantization(weights, cache))
-    if weights or cache:  # nothing of it is in the weights, so it reads back
-        convert(tmp_path / "out", tmp_path / "back", f"--hf_model_name={source.path}", to="hf")
-        models.assert_equal(models.read(tmp_path / "back"), source.tensors)
-
-
-def test_weight_only_is_int8_where_nothing_else_is_said(tmp_path):
-    source = write_model(tmp_path / "in", Cell("llama", "mha", Layout(), "bf16", 4, 1), "int8")
-    to_trtllm(source.path, tmp_path / "out", Layout(), "--use_weight_only")
-    assert_trtllm_folder(tmp_path / "out", source, Layout(), source.dtype, 12, Quantization("W8A16"))
-
-
-@pytest.mark.parametrize("version", [12, 13, 14, 15])
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_whether_the_embeddings_are_tied_is_said_where_the_version_says_it(family, tied, version, tmp_path):
-    source = write_model(tmp_path / "in", Cell(family, "tied" if tied else "mha", Layout(), "fp16", 4, 1), "tied")
-    to_trtllm(source.path, tmp_path / "out", Layout(), f"--trtllm_version=0.{version}")
-    assert_trtllm_folder(tmp_path / "out", source, Layout(), source.dtype, version)
-
-
-def change_settings(source, **changes):
-    """Changes config.json; a value of None takes the key out."""
-    settings = {**hf_settings(source), **changes}
-    (source.path / "config.json").write_text(json.dumps({k: v for k, v in settings.items() if v is not ...}, indent=2))
-
-
-ORDERS = {
-    "llama 3.1": ["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings", "rope_type"],
-    "sorted": ["factor", "high_freq_factor", "low_freq_factor", "original_max_position_embeddings", "rope_type"],
-    "type first": ["rope_type", "original_max_position_embeddings", "high_freq_factor", "low_freq_factor", "factor"],
-}
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("order", ORDERS)
-def test_rope_scaling_is_copied_in_the_order_of_the_file(order, family, tmp_path):
-    source = write_model(tmp_path / "in", Cell(family, "mha", Layout(), "bf16", 4, 1), "rope")
-    scaling = {key: {**models.LLAMA3_ROPE, "factor": 32.0}[key] for key in ORDERS[order]}
-    change_settings(source, rope_scaling=scaling, rope_theta=500000.0)
-    to_trtllm(source.path, tmp_path / "out", Layout())
-    assert_trtllm_folder(tmp_path / "out", source, Layout(), source.dtype)
-
-
-@pytest.mark.parametrize("order", ORDERS)
-def test_rope_scaling_of_nemo_is_that_of_hf(order, tmp_path):
-    """With the model as template in its order, without one in that of Llama 3.1."""
-    source = write_model(tmp_path / "in", Cell("llama", "groups4-odd", Layout(), "bf16", 4, 1), "rope")
-    change_settings(source, rope_scaling={key: models.LLAMA3_ROPE[key] for key in ORDERS[order]}, rope_theta=500000.0)
-    to_trtllm(source.path, tmp_path / "hf", Layout())
-    convert(source.path, tmp_path / "nemo", "--hf_model_name=example/model", to="nemo")
-    to_trtllm(tmp_path / "nemo", tmp_path / "template", Layout(), f"--hf_model_name={source.path}")
-    assert hashes(tmp_path / "template") == hashes(tmp_path / "hf")
-    to_trtllm(tmp_path / "nemo", tmp_path / "none", Layout(), "--model_type=llama", "--vocab_size=45")
-    change_settings(source, rope_scaling={key: models.LLAMA3_ROPE[key] for key in ORDERS["llama 3.1"]})
-    assert_trtllm_folder(tmp_path / "none", source, Layout(), source.dtype)
-
-
-@pytest.mark.parametrize("style", [4, 5])
-@pytest.mark.parametrize("kind", ["linear", "llama3"])
-def test_both_spellings_of_rope_are_read(kind, style, tmp_path):
-    """What TensorRT-LLM's own code makes of rope_parameters is a base of 10000 without a word."""
-    rope = dict(linear=models.LINEAR_ROPE, llama3=models.LLAMA3_ROPE)[kind]
-    c = models.config("llama", **SHAPES["mha"], rope_parameters=dict(rope, rope_theta=70000.0))
-    source = models.write(tmp_path / "in", c, torch.bfloat16, style=style)
-    to_trtllm(source.path, tmp_path / "out", Layout())
-    cfg = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert cfg["rotary_base"] == 70000.0
-    assert cfg["rotary_scaling"] == {key: value for key, value in rope.items() if key != "rope_theta"}
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_an_old_rope_type_gets_its_new_name_besides_for_llama(family, tmp_path):
-    source = write_model(tmp_path / "in", Cell(family, "mha", Layout(), "bf16", 4, 1), "rope")
-    change_settings(source, rope_scaling={"type": "linear", "factor": 2.0})
-    to_trtllm(source.path, tmp_path / "out", Layout())
-    want = '"rotary_scaling": {\n        "type": "linear",\n        "factor": 2.0'
-    want += ',\n        "rope_type": "linear"\n    }' if family == "llama" else "\n    }"
-    assert want in (tmp_path / "out" / "config.json").read_text()
-
-
-def test_numbers_keep_their_kind(tmp_path):
-    source = write_model(tmp_path / "in", Cell("llama", "mha", Layout(), "bf16", 4, 1), "numbers")
-    change_settings(source, rope_theta=1000000, rms_norm_eps=1e-6)
-    to_trtllm(source.path, tmp_path / "out", Layout())
-    assert_trtllm_folder(tmp_path / "out", source, Layout(), source.dtype)
-    text = (tmp_path / "out" / "config.json").read_text()
-    assert '"rotary_base": 1000000,' in text and '"norm_epsilon": 1e-06,' in text
-
-
-def test_keys_that_the_file_leaves_out_get_the_defaults_of_transformers(tmp_path):
-    source = write_model(tmp_path / "in", Cell("llama", "mha", Layout(), "bf16", 4, 1), "defaults")
-    change_settings(source, rope_theta=..., rope_scaling=..., num_key_value_heads=..., head_dim=...)
-    to_trtllm(source.path, tmp_path / "out", Layout(2))
-    assert_trtllm_folder(tmp_path / "out", source, Layout(2), source.dtype)
-    assert '"rotary_base": 10000.0,' in (tmp_path / "out" / "config.json").read_text()
 
 
 # ---------------------------------------------------------------- back to transformers, and verify
@@ -526,224 +347,6 @@ def test_weights_of_two_dtypes_need_one_named(tmp_path):
     assert_nothing_published(tmp_path / "out")
     to_trtllm(source.path, tmp_path / "out", Layout(2), "--dtype=bf16")
     assert_trtllm_folder(tmp_path / "out", source, Layout(2), torch.bfloat16)
-
-
-# ---------------------------------------------------------------- refusals of a source
-
-
-@pytest.fixture
-def ranks(tmp_path):
-    """A checkpoint of 2 groups on 4 ranks in 2 stages, in which a test breaks something; and its model."""
-    source = write_model(tmp_path / "in", Cell("llama", "groups2", Layout(), "bf16", 4, 1), "ranks")
-    folder = tmp_path / "trtllm"
-    trtllm_reference.write_trtllm(folder, source.config, source.tensors, hf_settings(source), Layout(4, 2), source.dtype)
-    return folder
-
-
-def assert_unreadable(folder, codes, *says):
-    out = folder.parent / "out"
-    result = convert(folder, out, to="hf", code=codes)
-    assert result.err.startswith(("reshard: error: reading ", "reshard: error: planning from ")), result
-    for word in says:
-        assert word in result.err, f"no {word} in {result}"
-    assert_nothing_published(out)
-
-
-def edit_config(folder, change):
-    cfg = json.loads((folder / "config.json").read_text())
-    change(cfg)
-    (folder / "config.json").write_text(trtllm_reference.config_text(cfg))
-
-
-def edit_rank(folder, rank, change):
-    path = folder / f"rank{rank}.safetensors"
-    tensors = load_file(path)
-    change(tensors)
-    save_file(tensors, path)
-
-
-@pytest.mark.parametrize("rank", [0, 3, 7])
-def test_a_missing_rank_is_refused(rank, ranks):
-    (ranks / f"rank{rank}.safetensors").unlink()
-    assert_unreadable(ranks, (3, 4, 6), f"rank{rank}.safetensors", "8")
-
-
-def test_a_rank_beyond_the_world_size_is_refused(ranks):
-    shutil.copy(ranks / "rank7.safetensors", ranks / "rank8.safetensors")
-    assert_unreadable(ranks, (4, 6), "rank8.safetensors", "8")
-
-
-@pytest.mark.parametrize("rank", [1, 5])
-def test_a_rank_of_a_run_with_another_tp_is_refused(rank, ranks, tmp_path):
-    to_trtllm(tmp_path / "in", tmp_path / "other", Layout(2, 3))
-    shutil.copy(tmp_path / "other" / f"rank{rank}.safetensors", ranks / f"rank{rank}.safetensors")
-    assert_unreadable(ranks, (4, 6), f"rank{rank}", "transformer.layers.")
-
-
-# what every rank of a stage has, and the group that two neighbours share (head size 4: its rows follow two heads' queries)
-REPLICATED = {
-    "transformer.vocab_embedding.weight": (0, 3, 5),
-    "transformer.layers.1.input_layernorm.weight": (4, 6, 5),
-    "transformer.layers.2.post_layernorm.weight": (0, 1, 0),
-    "transformer.ln_f.weight": (4, 7, 1),
-    "transformer.layers.0.attention.qkv.weight": (2, 3, 8 * 32 + 7),
-}
-
-
-@pytest.mark.parametrize("name", REPLICATED)
-def test_replicas_that_differ_are_refused(name, ranks):
-    first, other, place = REPLICATED[name]
-    edit_rank(ranks, other, lambda tensors: tensors[name].view(-1).view(torch.int16)[place].bitwise_xor_(1))
-    assert_unreadable(ranks, (4, 6), f"rank{first}.safetensors", f"rank{other}.safetensors", name)
-
-
-@pytest.mark.parametrize("option", [[], ["--dtype=fp32"]], ids=["kept", "cast"])
-def test_replicas_are_compared_bit_by_bit(option, ranks, tmp_path):
-    """Equal NaNs are equal; zeros of two signs are not."""
-    name = "transformer.ln_f.weight"
-
-    def fill(*bits):
-        return lambda tensors: tensors[name].view(torch.int16)[: len(bits)].copy_(torch.tensor(bits, dtype=torch.int16))
-
-    for rank in range(4, 8):
-        edit_rank(ranks, rank, fill(0x7FC1, -1, 0x7F80, 0))
-    convert(ranks, tmp_path / "nan", *option, to="hf")
-    edit_rank(ranks, 6, fill(0x7FC1, -1, 0x7F80, -0x8000))
-    result = convert(ranks, tmp_path / "out", *option, to="hf", code=6)
-    assert all(word in result.err for word in ["rank4", "rank6", name])
-    assert_nothing_published(tmp_path / "out")
-
-
-@pytest.mark.parametrize("rank", [1, 6])
-def test_a_rank_of_another_dtype_is_refused(rank, ranks):
-    edit_rank(ranks, rank, lambda tensors: tensors.update({name: t.float() for name, t in tensors.items()}))
-    assert_unreadable(ranks, (4, 6), "BF16", "F32", "transformer.")
-
-
-@pytest.mark.parametrize("word", [["--vocab_size=45"], []], ids=["told", "untold"])
-def test_a_tied_qwen2_of_0_15_comes_back_tied(word, tmp_path):
-    source = write_model(tmp_path / "in", Cell("qwen2", "tied-odd", Layout(), "bf16", 4, 1), "tied")
-    to_trtllm(source.path, tmp_path / "trtllm", Layout(4), "--trtllm_version=0.15")
-    convert(tmp_path / "trtllm", tmp_path / "out", *word, to="hf")
-    models.assert_equal(models.read(tmp_path / "out"), source.tensors)
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["tie_word_embeddings"] is True
-
-
-def test_a_head_that_differs_from_the_embedding_of_a_tied_model_is_refused(tmp_path):
-    source = write_model(tmp_path / "in", Cell("qwen2", "tied-odd", Layout(), "bf16", 4, 1), "tied")
-    folder = tmp_path / "trtllm"
-    to_trtllm(source.path, folder, Layout(4), "--trtllm_version=0.15")
-    edit_rank(folder, 2, lambda tensors: tensors["lm_head.weight"].view(torch.int16)[1, 1].bitwise_xor_(1))
-    assert_unreadable(folder, (6,), "rank2.safetensors", "lm_head.weight")
-
-
-def test_the_biases_of_replicas_are_compared_too(tmp_path):
-    source = write_model(tmp_path / "in", Cell("llama", "bias", Layout(), "bf16", 4, 1), "bias")
-    folder = tmp_path / "trtllm"
-    trtllm_reference.write_trtllm(folder, source.config, source.tensors, hf_settings(source), Layout(2), source.dtype)
-    name = "transformer.layers.5.attention.dense.bias"
-    edit_rank(folder, 1, lambda tensors: tensors[name].view(torch.int16)[31].bitwise_xor_(1))
-    assert_unreadable(folder, (4, 6), "rank0.safetensors", "rank1.safetensors", name)
-
-
-def test_padding_that_is_not_zero_is_dropped_or_refused_but_never_kept(tmp_path):
-    source = write_model(tmp_path / "in", Cell("llama", "groups4-odd", Layout(), "bf16", 4, 1), "padding")
-    folder = tmp_path / "trtllm"
-    trtllm_reference.write_trtllm(folder, source.config, source.tensors, hf_settings(source), Layout(2), source.dtype)
-    edit_rank(folder, 1, lambda tensors: tensors["lm_head.weight"][-1].fill_(3.0))
-    result = convert(folder, tmp_path / "out", f"--hf_model_name={source.path}", to="hf", code=(0, 4, 6))
-    if result.code == 0:
-        models.assert_equal(models.read(tmp_path / "out"), source.tensors)
-
-
-LIES = {
-    "world_size": (lambda cfg: cfg["mapping"].update(world_size=4), ["world_size", "4", "8"]),
-    "world_size and pp": (lambda cfg: cfg["mapping"].update(world_size=4, pp_size=1), ["rank4.safetensors", "4"]),
-    "tp and pp": (lambda cfg: cfg["mapping"].update(tp_size=8, pp_size=1), ["attention.qkv.weight"]),
-    "tp 0": (lambda cfg: cfg["mapping"].update(tp_size=0), ["tp_size", "0"]),
-    "heads": (lambda cfg: cfg.update(num_attention_heads=16), ["attention.qkv.weight"]),
-    "groups": (lambda cfg: cfg.update(num_key_value_heads=8), ["attention.qkv.weight"]),
-    "head size": (lambda cfg: cfg.update(head_size=8), ["attention.qkv.weight"]),
-    "layers": (lambda cfg: cfg.update(num_hidden_layers=8), ["transformer.layers.3."]),
-    "fewer layers": (lambda cfg: cfg.update(num_hidden_layers=4), ["transformer.layers.2."]),
-    "layers by stages": (lambda cfg: cfg.update(num_hidden_layers=5), ["5", "2"]),
-    "ffn": (lambda cfg: cfg.update(intermediate_size=64), ["mlp.fc.weight", "16", "12"]),
-    "vocabulary": (lambda cfg: cfg.update(vocab_size=128), ["64", "128"]),
-    "bias": (lambda cfg: cfg.update(attn_bias=True), ["attention.qkv.bias"]),
-    "parallel embedding": (lambda cfg: cfg.update(use_parallel_embedding=True), ["transformer.vocab_embedding.weight", "64", "16"]),
-    "sharing": (lambda cfg: cfg.update(share_embedding_table=True), ["lm_head"]),
-    "architecture": (lambda cfg: cfg.update(architecture="BananaForCausalLM"), ["BananaForCausalLM"]),
-}
-
-
-@pytest.mark.parametrize("lie", LIES)
-def test_a_config_that_lies_is_refused(lie, ranks):
-    change, says = LIES[lie]
-    edit_config(ranks, change)
-    assert_unreadable(ranks, (4, 5, 6), *says)
-
-
-def test_without_config_the_ranks_are_no_checkpoint(ranks):
-    """config.json is written last, so what lacks it is incomplete."""
-    (ranks / "config.json").unlink()
-    assert_unreadable(ranks, (4,), "config.json", "incomplete")
-
-
-@pytest.mark.parametrize("said", ["float16", "float8"])
-def test_the_dtype_is_that_of_the_tensors_whatever_config_says(said, ranks, tmp_path):
-    edit_config(ranks, lambda cfg: cfg.update(dtype=said))
-    convert(ranks, tmp_path / "out", to="hf")
-    models.assert_equal(models.read(tmp_path / "out"), models.read(tmp_path / "in"))
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"] == "bfloat16"
-    to_trtllm(ranks, tmp_path / "other", Layout())
-    assert json.loads((tmp_path / "other" / "config.json").read_text())["dtype"] == "bfloat16"
-
-
-def test_a_config_of_another_model_than_the_template_is_refused(ranks, tmp_path):
-    edit_config(ranks, lambda cfg: cfg.update(num_attention_heads=16))
-    result = convert(ranks, tmp_path / "out", f"--hf_model_name={tmp_path / 'in'}", to="hf", code=6)
-    assert all(word in result.err for word in ["heads", "16", "8", "template"])
-    assert_nothing_published(tmp_path / "out")
-
-
-def test_an_unexpected_tensor_is_refused(ranks):
-    edit_rank(ranks, 5, lambda tensors: tensors.update({"transformer.layers.0.mlp.extra.weight": torch.zeros(2)}))
-    assert_unreadable(ranks, (6,), "rank5", "transformer.layers.0.mlp.extra.weight")
-
-
-def test_a_missing_tensor_is_refused(ranks):
-    edit_rank(ranks, 5, lambda tensors: tensors.pop("transformer.layers.0.mlp.gate.weight"))
-    assert_unreadable(ranks, (6,), "rank5", "transformer.layers.0.mlp.gate.weight")
-
-
-def quantise(folder, dtype):
-    """The linear weights as a quantising writer stores them; what the bytes are does not matter here."""
-
-    def change(tensors):
-        for name in [n for n in tensors if n.endswith(("qkv.weight", "dense.weight", "fc.weight", "gate.weight", "proj.weight"))]:
-            tensors[name] = torch.zeros(tensors[name].t().shape, dtype=dtype)
-            tensors[name.replace("weight", "per_channel_scale")] = torch.ones(tensors[name].shape[1], dtype=torch.bfloat16)
-
-    for rank in rank_files(folder):
-        edit_rank(folder, rank, change)
-
-
-ALGORITHMS = ["W4A16_AWQ", "W4A8_AWQ", "W4A16_GPTQ", "W8A8_SQ_PER_CHANNEL", "FP8", "FP8_PER_CHANNEL_PER_TOKEN"]
-
-
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_a_quantised_checkpoint_is_refused_by_the_name_of_its_algorithm(algorithm, ranks):
-    quantise(ranks, torch.float8_e4m3fn if "FP8" in algorithm else torch.int8)
-    edit_config(ranks, lambda cfg: cfg["quantization"].update(quant_algo=algorithm))
-    assert_unreadable(ranks, (5,), algorithm)
-
-
-@pytest.mark.parametrize("algorithm", ["W8A16", "W4A16", None])
-def test_weights_that_are_not_plain_are_refused_by_their_names(algorithm, ranks):
-    """Weight-only checkpoints may be plain, deferred; whether they are is seen in the tensors."""
-    quantise(ranks, torch.int8)
-    edit_config(ranks, lambda cfg: cfg["quantization"].update(quant_algo=algorithm))
-    assert_unreadable(ranks, (5,), "transformer.layers.0.attention.dense.weight", "I8", "unquantised")
 
 
 # ---------------------------------------------------------------- width and memory

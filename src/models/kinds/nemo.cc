@@ -10,9 +10,9 @@
 #include "base/yaml.h"
 #include "formats/zarr2/zarr2.h"
 #include "models/kinds/config_reader.h"
-#include "models/kinds/hf_config.h"
 #include "models/kinds/kind.h"
 #include "models/kinds/nemo_config.h"
+#include "models/kinds/template.h"
 
 namespace reshard {
 namespace {
@@ -162,11 +162,7 @@ class NemoReader {
     NemoHints hints{options_.model_type, nullptr, options_.vocab_size};
     Model known;
     if (!options_.template_path.empty()) {
-      checkpoint_.template_path = options_.template_path;
-      std::string path = JoinPath(options_.template_path, "config.json");
-      checkpoint_.template_text = ReadWholeFile(io_, path, kMaxTreeBytes);
-      checkpoint_.template_files = CarriedFiles(io_, options_.template_path);
-      known = ModelFromHfConfig(ParseJson(checkpoint_.template_text, path), path);
+      known = ReadTemplate(io_, options_.template_path, checkpoint_);
       hints.template_model = &known;
     }
     checkpoint_.model = ModelFromNemoConfig(checkpoint_.config, checkpoint_.config_path, embedding->shape[0], hints,

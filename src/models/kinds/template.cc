@@ -5,8 +5,17 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "models/kinds/hf_config.h"
 
 namespace reshard {
+
+Model ReadTemplate(Io& io, const std::string& folder, Checkpoint& checkpoint) {
+  const std::string path = JoinPath(folder, "config.json");
+  checkpoint.template_path = folder;
+  checkpoint.template_text = ReadWholeFile(io, path, kMaxTreeBytes);
+  checkpoint.template_files = CarriedFiles(io, folder);
+  return ModelFromHfConfig(ParseJson(checkpoint.template_text, path), path);
+}
 
 void CheckTemplate(const Model& model, const Model& known, const std::vector<std::string>& unsaid,
                    const std::string& path) {

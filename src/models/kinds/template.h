@@ -4,9 +4,12 @@
 #include <string>
 #include <vector>
 
-#include "models/model.h"
+#include "models/kinds/kind.h"
 
 namespace reshard {
+
+// Reads the template in `folder` into the fields that `checkpoint` has for it; returns the model that it is of.
+Model ReadTemplate(Io& io, const std::string& folder, Checkpoint& checkpoint);
 
 // A template may know more than a config, never something else. `unsaid` hyper-parameters are not compared. Errors:
 // kMismatch with all differences, at `path`, the config that `model` is from.

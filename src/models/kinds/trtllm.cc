@@ -11,7 +11,6 @@
 #include "base/bytes.h"
 #include "base/error.h"
 #include "formats/safetensors/safetensors.h"
-#include "models/kinds/hf_config.h"
 #include "models/kinds/kind.h"
 #include "models/kinds/template.h"
 #include "models/kinds/trtllm_config.h"
@@ -83,20 +82,16 @@ class TrtllmReader {
     checkpoint_.unsaid = {"sliding_window"};
     if (!checkpoint_.config.contains("tie_word_embeddings")) checkpoint_.unsaid.push_back("tie_word_embeddings");
     if (!checkpoint_.config.contains("mapping")) checkpoint_.unsaid.push_back("vocabulary");
-    ReadTemplate();
+    AskTemplate();
     if (cut.share_embedding) checkpoint_.model.tied = true;
     if (!checkpoint_.config.contains("mapping")) ReadVocabulary();
     checkpoint_.ranks = TrtllmRanks(checkpoint_.model, cut, checkpoint_.config_path);
   }
 
   // What the config has no key for comes from the template, which must be of the same model.
-  void ReadTemplate() {
+  void AskTemplate() {
     if (options_.template_path.empty()) return;
-    checkpoint_.template_path = options_.template_path;
-    const std::string path = JoinPath(options_.template_path, "config.json");
-    checkpoint_.template_text = ReadWholeFile(io_, path, kMaxTreeBytes);
-    checkpoint_.template_files = CarriedFiles(io_, options_.template_path);
-    const Model known = ModelFromHfConfig(ParseJson(checkpoint_.template_text, path), path);
+    const Model known = ReadTemplate(io_, options_.template_path, checkpoint_);
     CheckTemplate(checkpoint_.model, known, checkpoint_.unsaid, checkpoint_.config_path);
     checkpoint_.model.tied = known.tied;
     checkpoint_.model.hyper.sliding_window = known.hyper.sliding_window;
