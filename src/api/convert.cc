@@ -116,10 +116,9 @@ struct Conversion::State {
     report.target = options.output;
     report.target_kind = kind.name;
     report.target_format = kind.format;
-    for (const StoredTensor& tensor : source.tensors) {
-      report.parameters += ElementCount(tensor.shape);
+    report.parameters = ParametersOf(source.model);
+    for (const StoredTensor& tensor : source.tensors)
       report.source_bytes += ElementCount(tensor.shape) * ItemSize(tensor.dtype);
-    }
     for (const FileLayout& file : plan.files) report.files.push_back({file.path, file.size});
     report.ops = totals.ops;
     report.bytes_read = totals.bytes_read;

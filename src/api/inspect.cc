@@ -71,9 +71,9 @@ InspectReport Inspect(const std::string& path, const SourceHints& hints, const R
   report.architecture = checkpoint.model.family->class_name;
   for (const auto& [key, value] : HyperParametersOf(checkpoint.model))
     report.hyperparameters.emplace_back(key, value.dump());
+  report.parameters = ParametersOf(checkpoint.model);
   std::map<std::string, uint64_t> dtypes;
   for (const StoredTensor& tensor : checkpoint.tensors) {
-    report.parameters += ElementCount(tensor.shape);
     report.bytes += ElementCount(tensor.shape) * ItemSize(tensor.dtype);
     std::string dtype(Row(tensor.dtype).name);
     ++dtypes[dtype];

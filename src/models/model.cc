@@ -196,6 +196,20 @@ std::vector<ModelRow> RowsOf(const Model& model) {
   return rows;
 }
 
+uint64_t ParametersOf(const Model& model) {
+  uint64_t parameters = 0;
+  for (const ModelRow& row : RowsOf(model)) {
+    if (model.tied && row.row->role == "head") continue;
+    const auto on = [&](LayerKind kind) { return (row.row->on & static_cast<LayerKinds>(kind)) != 0; };
+    uint64_t parts = 1;
+    if (row.row->scope != Scope::kGlobal)
+      parts = static_cast<uint64_t>(std::count_if(model.layers.begin(), model.layers.end(), on));
+    if (row.row->scope == Scope::kExpert) parts *= model.sizes['E'];
+    parameters += parts * ElementCount(row.shape);
+  }
+  return parameters;
+}
+
 std::vector<LayerKind> LayerPlan(const Family& family, uint64_t layers, const Json& config, const std::string& path) {
   std::vector<LayerKind> kinds;
   for (uint64_t layer = 0; layer < layers; ++layer) kinds.push_back(KindOfLayer(family.layers, layer, config, path));

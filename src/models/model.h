@@ -54,6 +54,9 @@ struct ModelRow {
 // The rows whose flags are set, in table order.
 std::vector<ModelRow> RowsOf(const Model& model);
 
+// Elements of all parts, each once however often it is stored: what people call the size of a model.
+uint64_t ParametersOf(const Model& model);
+
 // The part that a row is in a layer and for an expert; -1 where the row's scope has none.
 struct PartKey {
   uint32_t row = 0;  // index into RowsOf

@@ -215,6 +215,18 @@ def test_verify_compares_all_kinds(family, shape, tmp_path):
         assert report["equal"] and {t["verdict"] for t in report["tensors"]} == {"equal"}, (a, b)
 
 
+@pytest.mark.parametrize("shape", ["tied-odd", "groups2", "rows-odd"])
+def test_a_model_has_as_many_parameters_in_every_kind(shape, tmp_path):
+    """However many ranks hold a copy, and whatever pads a table."""
+    source = write_model(tmp_path / "in", Cell("llama", shape, Layout(), "bf16", 4, 1), shape)
+    to_trtllm(source.path, tmp_path / "trtllm", Layout(4, 2, EMBEDDING_DIMS.get(shape)))
+    convert(source.path, tmp_path / "nemo", "--hf_model_name=example/model", to="nemo")
+    expected = sum(tensor.numel() for tensor in source.tensors.values())
+    for folder in (source.path, tmp_path / "nemo", tmp_path / "trtllm"):
+        template = [] if folder == source.path else [f"--hf_model_name={source.path}"]
+        assert reshard("inspect", folder, *template, "--json").json()["parameters"] == expected
+
+
 def test_verify_names_a_tensor_that_differs_and_holds_a_checkpoint_to_its_receipt(tmp_path):
     source = write_model(tmp_path / "in", Cell("llama", "groups2", Layout(), "bf16", 4, 1), "verify")
     to_trtllm(source.path, tmp_path / "trtllm", Layout(2))
