@@ -25,7 +25,7 @@ DROP_CACHES = "/proc/sys/vm/drop_caches"
 GB = 1e9
 PARTS = ("planning", "speed", "trtllm", "memory", "large")
 OUTPUTS = ("nemo", "out", "copy", "python")
-HEADINGS = ("what", "cache", "wall s", "`cp` s", "wall / `cp`", "same per byte written", "CPU s per GB read",
+HEADINGS = ("what", "cache", "wall s", "`cp` s", "wall / `cp`", "wall / `cp` writing as much", "CPU s per GB read",
             "`cp`: CPU s per GB", "peak RSS MiB")
 
 
@@ -132,27 +132,39 @@ def model(shape, layers=None, *options):
     return folder
 
 
+def copies(source, copy, count):
+    """cp of `source`, `count` times, then all of it written to the disk."""
+    once = 'cp -r --sparse=never "$1" "$0/$2"'
+    script = " && ".join(['mkdir "$0"', *(once.replace("$2", str(n)) for n in range(count)), 'sync -f "$0"'])
+    return ["sh", "-c", script, copy, source]
+
+
 def against_copy(table, what, command, source, target, copy, prepare, runs):
-    """`command`, which makes `target` from `source`, and cp of `source`, one after the other, `runs` times."""
-    ours, theirs = [], []
+    """`command`, which makes `target` from `source`, and cp of `source`, one after the other, `runs` times. Where the
+    target is larger, also cp of `source` as many times as make up its bytes, or nearly."""
+    ours, theirs, as_much = [], [], []
     source_bytes = size(source)
-    def make_ready():
+
+    def measure(command, made):
         prepare(source)
         touch_free_memory(3 * source_bytes)
+        done = run(command)
+        made_bytes = size(made)
+        remove(made)
+        return done, made_bytes
 
     for _ in range(runs):
-        make_ready()
-        ours.append(run(command))
-        target_bytes = size(target)
-        remove(target)
-        make_ready()
-        theirs.append(run(durable(["cp", "-r", "--sparse=never", source, copy], copy)))
-        remove(copy)
+        done, target_bytes = measure(command, target)
+        ours.append(done)
+        theirs.append(measure(copies(source, copy, 1), copy)[0])
+        count = round(target_bytes / source_bytes)
+        more = measure(copies(source, copy, count), copy)[0].seconds if count > 1 else theirs[-1].seconds
+        as_much.append(more * target_bytes / source_bytes / max(count, 1))
     ratios = [a.seconds / b.seconds for a, b in zip(ours, theirs)]
-    growth = target_bytes / source_bytes
+    per_byte = [a.seconds / b for a, b in zip(ours, as_much)]
     ours, theirs = median(ours), median(theirs)
     table.add(what, "warm" if prepare is warm else "cold", f"{ours.seconds:.2f}", f"{theirs.seconds:.2f}",
-              spread(ratios), f"{statistics.median(ratios) / growth:.2f}", f"{ours.cpu / source_bytes * GB:.2f}",
+              spread(ratios), spread(per_byte), f"{ours.cpu / source_bytes * GB:.2f}",
               f"{theirs.cpu / source_bytes * GB:.2f}", mib(ours.peak))
 
 
@@ -250,13 +262,16 @@ def assert_same_chunks(folder, nemo):
 
 def measure_python(table, hf, nemo, runs):
     target = WORK / "python"
+    ways = (("HF -> NeMo, bf16, in Python, tensor by tensor (weights only)", []),
+            ("HF -> NeMo, bf16, in Python, the whole model in memory (weights only)", ["--whole"]))
     for prepare in (warm, cool):
-        command = durable([sys.executable, BENCH / "python_way.py", hf, target], target)
-        against_copy(table, "HF -> NeMo, bf16, the Python way (weights only)", command, hf, target, WORK / "copy",
-                     prepare, runs)
-    run(command)
-    assert_same_chunks(target, nemo)
-    remove(target)
+        for what, options in ways:
+            command = durable([sys.executable, BENCH / "python_way.py", hf, target, *options], target)
+            against_copy(table, what, command, hf, target, WORK / "copy", prepare, runs)
+    for _, options in ways:
+        run([sys.executable, BENCH / "python_way.py", hf, target, *options])
+        assert_same_chunks(target, nemo)
+        remove(target)
 
 
 def machine():
@@ -272,7 +287,7 @@ def parse():
     parser.add_argument("--runs", type=int, default=5, help="pairs of reshard and cp for each median (5)")
     parser.add_argument("--layers", type=int, help="of the model that is written; 12 is 2.5 GB")
     parser.add_argument("--large_layers", type=int, help="of the 70B that is only read; 80 is the whole")
-    parser.add_argument("--compare", action="store_true", help="also with safetensors, torch and zarr in Python")
+    parser.add_argument("--compare", action="store_true", help="also in Python, with torch, transformers and zarr")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="all of them by default")
     return parser.parse_args()
 

@@ -46,10 +46,13 @@ struct TrtllmTarget {
   unsigned embedding_sharding_dim = 0;  // 0 its rows, 1 its columns
   bool use_embedding_sharing = false;   // a tied model's embedding and head stored once
   unsigned version = 12;                // of TensorRT-LLM 0.x, 12 to 15: which keys config.json has
-  std::string quantisation;             // "", "int8", "int4" (weights only), "fp8_rowwise"
+  std::string quantisation;             // "", "int8", "int4" (weights only), "fp8_rowwise", "int4_gptq"
   unsigned sm = 0;                      // GPU architecture to lay weight-only weights out for; 0: trtllm-build does it
   bool disable_weight_only_quant_plugin = false;
   bool fp8_kv_cache = false;
+  std::optional<uint64_t> group_size;  // int4_gptq: columns of a group, as the source must have them
+  std::string quant_ckpt_path;         // int4_gptq: where the source's weights are instead; a file or a folder
+  bool remove_duplicated_kv_heads = false;  // the source's key and value heads are there twice; one of each is kept
 };
 
 struct ConvertOptions {

@@ -51,9 +51,12 @@ TrtllmOptions TrtllmOptionsOf(const TrtllmTarget& target) {
   if (target.quantisation == "int8") options.quantisation = Quantisation::kInt8;
   if (target.quantisation == "int4") options.quantisation = Quantisation::kInt4;
   if (target.quantisation == "fp8_rowwise") options.quantisation = Quantisation::kFp8Rowwise;
+  if (target.quantisation == "int4_gptq") options.quantisation = Quantisation::kGptq;
   options.sm = target.sm;
   options.weight_only_plugin = !target.disable_weight_only_quant_plugin;
   options.fp8_kv_cache = target.fp8_kv_cache;
+  options.group_size = target.group_size;
+  options.remove_duplicated_kv_heads = target.remove_duplicated_kv_heads;
   return options;
 }
 
@@ -82,16 +85,27 @@ struct Conversion::State {
     FitWorkers(options.run, [](uint64_t dense) { return dense + kIoBuffer; });  // before anything is read
     SourceHints hints{options.model_type, options.hf_model_name, options.vocab_size};
     open = OpenOptionsFor(io, options.input, hints, options.run, 1);
+    open.weights_path = options.trtllm.quant_ckpt_path;
+    if (options.trtllm.remove_duplicated_kv_heads) open.kv_copies = 2;
     CheckTargetPath(io, options.input, options.output);
     source = OpenCheckpoint(io, options.input, options.from, open);
     CheckPlanFits(options.run, std::max(source.tensors.size(), source.files.size()),
                   kind.ranks(source.model, source, target)[0].stacks_layers);
+    RefuseComparison();
     planned = MakePlan(io, source, kind, target);
     CheckNames();
     execute = FitWorkers(options.run, [&](uint64_t dense) { return WorkerBytes(planned.plan, dense); });
     execute.drop_source_cache = ExceedHalfOfRam(planned.plan.sources);
     Describe(kind);
     FindObstacles();
+  }
+
+  void RefuseComparison() const {
+    if (options.verify && !source.quantised.tensors.empty())
+      throw Error(Code::kUnsupported, fmt::format("the linear weights are {}, expected plain ones to compare; leave "
+                                                  "--verify out",
+                                                  source.quantised.what))
+          .At("reading", options.input);
   }
 
   // Records are JSON, in which every name has to be text.

@@ -57,6 +57,10 @@ Json BlockJson(const Block& block) {
   return json;
 }
 
+std::string GroupsOf(const Encoded& encoded) {
+  return encoded.group ? fmt::format(", in groups of {} columns", encoded.group) : "";
+}
+
 }  // namespace
 
 const char* Version() { return RESHARD_VERSION; }
@@ -83,6 +87,9 @@ InspectReport Inspect(const std::string& path, const SourceHints& hints, const R
   }
   report.dtypes.assign(dtypes.begin(), dtypes.end());
   for (const SourceFile& file : checkpoint.files) report.shards.push_back({file.relative, file.size});
+  if (!checkpoint.quantised.tensors.empty())
+    report.notes.push_back(fmt::format("the linear weights are {}{}; {}", checkpoint.quantised.what,
+                                       GroupsOf(checkpoint.quantised.encoded), checkpoint.quantised.remedy));
   if (!checkpoint.vocabulary_doubt.empty()) report.notes.push_back(checkpoint.vocabulary_doubt);
   if (!checkpoint.ignored.empty())
     report.notes.push_back(fmt::format("stored, and no part of the model: {}", fmt::join(checkpoint.ignored, ", ")));

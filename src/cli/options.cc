@@ -202,13 +202,23 @@ const std::vector<OptionRow>& Table() {
               })},
       {"--use_weight_only", "", kConvert, "trtllm: quantise the linear weights, activations stay",
        Trtllm("--use_weight_only", [](Options& o, const std::string&) { o.use_weight_only = true; })},
-      {"--weight_only_precision", "int8|int4", kConvert, "trtllm: to what, int8 by default",
+      {"--weight_only_precision", "PRECISION", kConvert,
+       "trtllm: to what, int8 (the default) or int4; int4_gptq carries\nover weights that GPTQ has quantised",
        Trtllm("--weight_only_precision",
               [](Options& o, const std::string& v) {
-                o.weight_only_precision = OneOf("--weight_only_precision", v, {"int8", "int4"});
+                o.weight_only_precision = OneOf("--weight_only_precision", v, {"int8", "int4", "int4_gptq"});
+              })},
+      {"--quant_ckpt_path", "PATH", kConvert,
+       "trtllm: the file or folder of the GPTQ weights, where they\nare not in IN, which gives the config",
+       Trtllm("--quant_ckpt_path",
+              [](Options& o, const std::string& v) { o.convert.trtllm.quant_ckpt_path = v; })},
+      {"--group_size", "N", kConvert, "trtllm: columns of a GPTQ group, to be checked; the tensors say it",
+       Trtllm("--group_size",
+              [](Options& o, const std::string& v) {
+                o.convert.trtllm.group_size = Count("--group_size", v, 1, uint64_t{1} << 23);
               })},
       {"--sm", "70..90", kConvert,
-       "trtllm: the GPU architecture that --use_weight_only lays\nweights out for; by default trtllm-build does it",
+       "trtllm: the GPU architecture that weight-only weights are laid\nout for; by default trtllm-build does it",
        Trtllm("--sm",
               [](Options& o, const std::string& v) {
                 OneOf("--sm", v, {"70", "75", "80", "86", "89", "90"});
@@ -221,6 +231,10 @@ const std::vector<OptionRow>& Table() {
        Trtllm("--use_fp8_rowwise", [](Options& o, const std::string&) { o.use_fp8_rowwise = true; })},
       {"--fp8_kv_cache", "", kConvert, "trtllm: an FP8 cache of keys and values",
        Trtllm("--fp8_kv_cache", [](Options& o, const std::string&) { o.convert.trtllm.fp8_kv_cache = true; })},
+      {"--remove_duplicated_kv_heads", "", kConvert,
+       "trtllm: IN has each key and value head twice (early uploads of\nLlama 3.1 405B); keep one",
+       Trtllm("--remove_duplicated_kv_heads",
+              [](Options& o, const std::string&) { o.convert.trtllm.remove_duplicated_kv_heads = true; })},
       {"--checkpoint_only", "", kConvert, "trtllm: stop before trtllm-build, the checkpoint in OUT",
        Trtllm("--checkpoint_only", [](Options& o, const std::string&) { o.checkpoint_only = true; })},
       {"--trt_reuse_tmp_engine", "", kConvert, "trtllm: take a finished checkpoint in OUT-tmp, the default",
@@ -370,6 +384,18 @@ void SettleEngine(Options& options) {
   if (!options.reuse_checkpoint) options.convert.again = options.convert.replace = true;
 }
 
+// Its layout cannot be left to trtllm-build.
+void SettleGptq(const Options& options) {
+  const TrtllmTarget& target = options.convert.trtllm;
+  if (!target.sm)
+    throw Usage("--weight_only_precision=int4_gptq is given without --sm, expected the GPU architecture to lay the "
+                "weights out for");
+  if (options.use_fp8_rowwise)
+    throw Usage("--weight_only_precision=int4_gptq and --use_fp8_rowwise are given, expected one of them");
+  if (target.disable_weight_only_quant_plugin)
+    throw Usage("--disable_weight_only_quant_plugin is given with int4_gptq, expected int8: there are no other kernels");
+}
+
 // Options that together say what a trtllm target is, or that say it of another target.
 void SettleTrtllm(Options& options) {
   if (options.convert.to != "trtllm") {
@@ -380,12 +406,18 @@ void SettleTrtllm(Options& options) {
       throw Usage(options.build[0] + " is for trtllm-build, expected it with --to=trtllm only");
     return;
   }
-  if (!options.weight_only_precision.empty() && !options.use_weight_only)
-    throw Usage("--weight_only_precision is given without --use_weight_only, expected both");
   const TrtllmTarget& target = options.convert.trtllm;
+  const bool gptq = options.weight_only_precision == "int4_gptq";
+  if (!options.weight_only_precision.empty() && !options.use_weight_only && !gptq)
+    throw Usage("--weight_only_precision is given without --use_weight_only, expected both");
+  if (gptq) SettleGptq(options);
+  if (!gptq && !target.quant_ckpt_path.empty())
+    throw Usage("--quant_ckpt_path is given without --weight_only_precision=int4_gptq, expected both");
+  if (!gptq && target.group_size)
+    options.notes.push_back("--group_size is not needed: only --weight_only_precision=int4_gptq has groups");
   if (options.use_weight_only && options.use_fp8_rowwise)
     throw Usage("--use_weight_only and --use_fp8_rowwise are given, expected one of them");
-  if (target.sm && !options.use_weight_only) throw Usage("--sm is given without --use_weight_only, expected both");
+  if (target.sm && !options.use_weight_only && !gptq) throw Usage("--sm is given without --use_weight_only, expected both");
   if (target.disable_weight_only_quant_plugin && options.weight_only_precision == "int4")
     throw Usage("--disable_weight_only_quant_plugin is given with int4, expected int8: there are no other kernels");
   const bool quantises = options.use_fp8_rowwise || target.sm;
@@ -393,7 +425,7 @@ void SettleTrtllm(Options& options) {
     throw Usage("--verify compares plain weights, expected it without --use_fp8_rowwise and --sm");
   if (options.use_fp8_rowwise) options.convert.trtllm.quantisation = "fp8_rowwise";
   SettleEngine(options);
-  if (options.use_weight_only)
+  if (options.use_weight_only || gptq)
     options.convert.trtllm.quantisation =
         options.weight_only_precision.empty() ? "int8" : options.weight_only_precision;
 }

@@ -33,9 +33,19 @@ bool AnySourcesOverlap(const std::vector<Part>& parts) {
   return std::any_of(parts.begin(), parts.end(), SourcesOverlap);
 }
 
-bool HasValues(const Plan& plan) {
-  return std::any_of(plan.parts.begin(), plan.parts.end(), [](const Part& part) { return part.value.has_value(); });
-}
+// Dense buffers for what value ops make and take besides: an output each, and one for all operands, which are smaller
+// than the matrix that they go with.
+struct ValueBuffers {
+  uint64_t outputs = 0, operands = 0;
+
+  explicit ValueBuffers(const Plan& plan) {
+    for (const Part& part : plan.parts) {
+      if (!part.value) continue;
+      for (const Piece& target : part.targets) outputs = std::max<uint64_t>(outputs, target.output + 1);
+      if (!part.operands.empty()) operands = 1;
+    }
+  }
+};
 
 // Bytes of a dense buffer: those asked for, but at least the largest tile of a value op.
 uint64_t DenseBytes(const Plan& plan, uint64_t asked) {
@@ -86,7 +96,8 @@ class Execution::Worker {
         dense_size_(DenseBytes(execution.plan_, execution.options_.dense_buffer)),
         dense_(dense_size_),
         second_(execution.overlapping_ ? Buffer(dense_size_) : Buffer()),
-        outputs_(HasValues(execution.plan_) ? Buffer(kValueOutputs * dense_size_) : Buffer()),
+        outputs_(Buffer(ValueBuffers(execution.plan_).outputs * dense_size_)),
+        operands_(Buffer(ValueBuffers(execution.plan_).operands * dense_size_)),
         bounce_(kIoBuffer),
         reader_({execution.files_, 0, execution.options_.drop_source_cache, bounce_.data()},
                 {execution.plan_.sources, &execution.plan_.source_tensors}, second_.data()) {}
@@ -98,7 +109,9 @@ class Execution::Worker {
  private:
   void Move(const Op& op);
   uint64_t Write(const Part& part, const Piece& target, const Box& common, const Box& step);
-  uint64_t WriteValues(const Part& part, const Box& step);
+  using Operands = std::array<const std::byte*, kMaxOperands>;
+  Operands ReadOperands(const Part& part, const Box& step, uint64_t& bytes_read);
+  uint64_t WriteValues(const Part& part, const Box& step, const Operands& operands);
   uint64_t WriteWindows(const Piece& target, Dtype from, const std::byte* dense, const RunCursor& runs);
   bool Repeats(const Part& part, const Piece& target) const;
   void Complete(size_t file, uint64_t bytes);
@@ -106,7 +119,7 @@ class Execution::Worker {
   Execution& execution_;
   Turn& turn_;
   const uint64_t dense_size_;
-  Buffer dense_, second_, outputs_, bounce_;
+  Buffer dense_, second_, outputs_, operands_, bounce_;
   SourceReader reader_;
   uint64_t overflows_ = 0;  // of the op in work
 };
@@ -122,7 +135,8 @@ void Execution::Worker::Move(const Op& op) {
     turn_.Check();
     read += reader_.Read(part, step, dense_.data());
     if (part.value) {
-      written += WriteValues(part, step);
+      const Operands operands = ReadOperands(part, step, read);
+      written += WriteValues(part, step, operands);
       continue;
     }
     for (const Piece& target : part.targets)
@@ -148,12 +162,27 @@ uint64_t Execution::Worker::Write(const Part& part, const Piece& target, const B
   return bytes;
 }
 
+// What of the operands goes with the step, one behind the other.
+Execution::Worker::Operands Execution::Worker::ReadOperands(const Part& part, const Box& step, uint64_t& bytes_read) {
+  Operands operands{};
+  std::byte* free = operands_.data();
+  for (size_t i = 0; i < part.operands.size(); ++i) {
+    const Part& operand = part.operands[i];
+    const Box along = Scaled(step, part.shape, operand.shape);
+    operands[i] = free;
+    bytes_read += reader_.Read(operand, along, free);
+    free += ElementCount(along.shape) * ItemSize(operand.sources[0].dtype);
+  }
+  return operands;
+}
+
 // What the part's value op makes of the rows of the step. Returns the bytes written.
-uint64_t Execution::Worker::WriteValues(const Part& part, const Box& step) {
+uint64_t Execution::Worker::WriteValues(const Part& part, const Box& step, const Operands& operands) {
   const uint64_t rows = step.shape[0], columns = step.shape[1];
   const auto outputs = OutputsOf(*part.value, rows, columns);
-  const std::array<std::byte*, kValueOutputs> dense = {outputs_.data(), outputs_.data() + dense_size_};
-  const ValueReport done = Apply(*part.value, part.sources[0].dtype, dense_.data(), rows, columns, dense);
+  std::array<std::byte*, kValueOutputs> dense;
+  for (size_t i = 0; i < dense.size(); ++i) dense[i] = outputs_.data() + i * dense_size_;
+  const ValueReport done = Apply(*part.value, part.sources[0].dtype, dense_.data(), rows, columns, operands, dense);
   overflows_ += done.overflows;
   if (done.not_a_number)
     throw Error(Code::kMismatch, fmt::format("row {} of '{}' has NaN or infinity, expected finite values to quantise",
@@ -306,7 +335,8 @@ ExecuteReport Execute(const Plan& plan, const std::string& staging, Io& io, cons
 }
 
 uint64_t WorkerBytes(const Plan& plan, uint64_t dense_buffer) {
-  const uint64_t buffers = 1 + (AnySourcesOverlap(plan.parts) ? 1 : 0) + (HasValues(plan) ? kValueOutputs : 0);
+  const ValueBuffers values(plan);
+  const uint64_t buffers = 1 + (AnySourcesOverlap(plan.parts) ? 1 : 0) + values.outputs + values.operands;
   return DenseBytes(plan, dense_buffer) * buffers + kIoBuffer;
 }
 

@@ -35,10 +35,12 @@ uint64_t StepElements(const Part& part, uint64_t bytes) {
 
 // The sources fill the part, so that they overlap exactly where they hold more elements than it has.
 bool SourcesOverlap(const Part& part) {
-  return !part.sources.empty() && SourceElements(part) > ElementCount(part.shape);
+  const bool here = !part.sources.empty() && SourceElements(part) > ElementCount(part.shape);
+  return here || std::any_of(part.operands.begin(), part.operands.end(), SourcesOverlap);
 }
 
 void CheckPart(const Part& part) {
+  for (const Part& operand : part.operands) CheckPart(operand);
   if (!part.sources.empty() && SourceElements(part) < ElementCount(part.shape))
     throw Error(Code::kInternal, fmt::format("the plan has sources for {} of the {} elements of '{}'",
                                              SourceElements(part), ElementCount(part.shape), part.name));

@@ -32,7 +32,7 @@ class Buffer {
 // own item size must fit.
 uint64_t StepElements(const Part& part, uint64_t bytes);
 
-// Whether some elements of the part have several sources.
+// Whether some elements of the part or of its operands have several sources.
 bool SourcesOverlap(const Part& part);
 
 // kInternal where the plan is none that can be executed: sources that leave elements open, dtypes of part of a byte,

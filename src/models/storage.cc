@@ -60,7 +60,18 @@ class Unpacker {
     view.box = *real;
     for (size_t axis = 0; axis < packed.shape.size(); ++axis) view.axes[axis] = {view.box.shape[axis], 0};
     packed.views = {view};
+    if (row->row->split.unit == 'G' && rank_.kv_copies > 1) Repeat(row->row->split.axis, packed);
     return packed;
+  }
+
+  // Each group's elements along `axis`, several times.
+  void Repeat(size_t axis, Packed& packed) {
+    const uint64_t copies = rank_.kv_copies, group = packed.shape[axis] / model_.sizes['G'];
+    View view = packed.views[0];
+    packed.views.clear();
+    packed.shape[axis] *= copies;
+    view.axes[axis] = {group, copies * group};
+    for (uint64_t copy = 0; copy < copies; ++copy, view.origin[axis] += group) packed.views.push_back(view);
   }
 
   // The rank's box of a row; it may reach beyond the row, into padding.
@@ -407,6 +418,18 @@ std::vector<const Layout*> ChooseLayouts(const Model& model, const std::vector<R
     chosen.insert(chosen.end(), best.begin(), best.end());
   }
   return chosen;
+}
+
+View Scaled(const View& view, const Dims& whole, const Dims& scaled) {
+  View seen = view;
+  for (size_t axis = 0; axis < view.box.shape.size(); ++axis) {
+    const uint64_t per = whole[view.lead() + axis] / scaled[view.lead() + axis];
+    seen.box.origin[axis] /= per;
+    seen.box.shape[axis] = CeilDiv(view.box.end(axis), per) - seen.box.origin[axis];
+    seen.origin[view.lead() + axis] /= per;
+    seen.axes[axis] = {CeilDiv(view.axes[axis].block, per), view.axes[axis].step / per};
+  }
+  return seen;
 }
 
 void ForEachPiece(const StoredTensor& tensor, const View& view, const std::function<void(const Piece&)>& add) {

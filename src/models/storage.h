@@ -32,6 +32,7 @@ struct Rank {
   uint64_t vocab_rows = 0;     // rows of the vocabulary on all ranks together: V, or more where padded
   bool stores_head = true;     // false where a tied model keeps the embedding only
   bool stacks_layers = false;  // one tensor for all layers, with a leading axis; else one for each, numbered
+  uint64_t kv_copies = 1;      // of each group's key and value heads, one behind the other
   Shard tensor = {};           // of heads, query groups, ffn columns and vocabulary rows
   Shard expert_tensor = {};    // of the ffn columns of each expert
   // The axis along which tensor ranks cut the embedding: 0 its rows, padded, 1 its columns; none: each holds it whole,
@@ -52,6 +53,9 @@ struct View {
 
   size_t lead() const { return origin.size() - box.shape.size(); }
 };
+
+// The view of a tensor of the shape `scaled`, an element of which stands for several of one of the shape `whole`.
+View Scaled(const View& view, const Dims& whole, const Dims& scaled);
 
 // A tensor that a rank must store. Names count layers and experts from the rank's first. What its views leave out is
 // padding: zeros when written, nothing when read.

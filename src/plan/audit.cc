@@ -152,10 +152,30 @@ struct Files {
 };
 
 // What a piece's box is of.
-ValueOutput WholeOf(const Piece& piece, const Part& part, const Files& files) {
+ValueTensor WholeOf(const Piece& piece, const Part& part, const Files& files) {
   if (!part.value || !files.of_outputs) return {part.shape, piece.dtype};
   const Dims shape = DomainOf(part).shape;
   return OutputsOf(*part.value, shape[0], shape[1])[piece.output];
+}
+
+// What a value op takes beside the matrix is as it is stored, and goes with the domain and nothing else.
+std::string ProblemOfOperands(const Part& part) {
+  const Encoded& takes = part.value->takes;
+  const std::vector<ValueTensor> stored = takes.Stored(part.shape[0], part.shape[1] * takes.columns_an_item());
+  if (part.operands.size() + 1 != std::max<size_t>(stored.size(), 1))
+    return fmt::format("{} operands of a value op", part.operands.size());
+  for (size_t i = 0; i < stored.size(); ++i) {
+    const Part& found = i == 0 ? part : part.operands[i - 1];
+    if (!(found.shape == stored[i].shape) || found.sources.empty() || found.sources[0].dtype != stored[i].dtype)
+      return fmt::format("operand {} is not what the value op takes", i);
+    for (size_t axis = 0; axis < part.shape.size(); ++axis) {
+      const uint64_t extent = found.shape[axis], per = extent ? part.shape[axis] / extent : 0;
+      const Box domain = DomainOf(part);
+      if (!per || part.shape[axis] % extent || domain.origin[axis] % per || domain.shape[axis] % per)
+        return fmt::format("operand {} goes with other elements too", i);
+    }
+  }
+  return "";
 }
 
 // A value op takes the rows of a matrix whole, from a multiple of its tile on.
@@ -167,14 +187,14 @@ std::string ProblemOfValue(const Part& part) {
   if (part.shape.size() != 2 || part.sources.empty()) return "a value op of no matrix";
   for (const Piece& piece : part.targets)
     if (piece.output >= kValueOutputs) return fmt::format("output {} of a value op", piece.output);
-  return "";
+  return ProblemOfOperands(part);
 }
 
 // What is wrong with a piece by itself; empty where nothing is. A box that leaves its part, wholly or in part, is one
 // that no op meets.
 std::string ProblemOf(const Piece& piece, const Part& part, const Files& files) {
   const Box& box = piece.box;
-  const ValueOutput whole = WholeOf(piece, part, files);
+  const ValueTensor whole = WholeOf(piece, part, files);
   if (box.shape.size() != whole.shape.size() || !(Intersect(box, WholeBox(whole.shape)) == box))
     return fmt::format("{} from {} on lies outside of {}", ToString(box.shape), ToString(box.origin),
                        ToString(whole.shape));
@@ -214,6 +234,12 @@ void CheckDtypes(const Part& part, std::vector<std::string>& problems) {
     }
 }
 
+void CheckSourcesOf(const Part& part, const Files& sources, std::vector<std::string>& problems) {
+  CheckSources(part, problems);
+  CheckDtypes(part, problems);
+  Sound(part, part.sources, sources, problems);
+}
+
 }  // namespace
 
 std::vector<std::string> Audit(const Plan& plan) {
@@ -228,9 +254,8 @@ std::vector<std::string> Audit(const Plan& plan) {
       problems.push_back(fmt::format("{}: {}", part.name, problem));
       continue;
     }
-    CheckSources(part, problems);
-    CheckDtypes(part, problems);
-    Sound(part, part.sources, sources, problems);
+    CheckSourcesOf(part, sources, problems);
+    for (const Part& operand : part.operands) CheckSourcesOf(operand, sources, problems);
     for (const Piece* piece : Sound(part, part.targets, targets, problems)) {
       // Taken apart, such a piece could have any number of runs.
       if (BytesOf(*piece) > targets.sizes[piece->file]) {

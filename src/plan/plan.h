@@ -47,6 +47,7 @@ struct Part {
   std::vector<Piece> targets;         // disjoint in their files; may repeat boxes of the part
   std::optional<Box> domain = {};     // what of the part is moved; nothing: all of it
   std::optional<ValueOp> value = {};  // makes of the domain, a matrix, the outputs that the targets take
+  std::vector<Part> operands = {};    // of the value op, in its order: sources only; extents divide the part's
 };
 
 Box DomainOf(const Part& part);

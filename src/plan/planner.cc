@@ -41,24 +41,41 @@ Pieces PiecesOf(const Model& model, const std::vector<ModelRow>& rows, std::vect
   return pieces;
 }
 
-// The tensors of a checkpoint that its specs ask for, in their order; OpenCheckpoint has checked that they are there.
-std::vector<const StoredTensor*> TensorsFor(const Checkpoint& checkpoint, const std::vector<TensorSpec>& specs) {
-  std::vector<const StoredTensor*> tensors;
-  for (const TensorSpec& spec : specs) tensors.push_back(FindTensor(checkpoint, spec.rank, spec.name));
-  return tensors;
+// What is quantised, in tensors of other shapes than the specs have: the matrix, then its operands.
+using EncodedPieces = std::map<PartKey, std::vector<std::vector<Piece>>>;
+
+void AddEncoded(const EncodedTensor& encoded, uint32_t number, TensorSpec& spec, EncodedPieces& pieces) {
+  for (const View& view : spec.views) {
+    std::vector<std::vector<Piece>>& stored = pieces[view.part];
+    stored.resize(encoded.stored.size());
+    for (size_t i = 0; i < stored.size(); ++i)
+      ForEachPiece(encoded.stored[i], Scaled(view, spec.shape, encoded.stored[i].shape), [&](const Piece& piece) {
+        stored[i].push_back(piece);
+        stored[i].back().tensor = number;
+      });
+  }
+  spec.views.clear();
 }
 
 // An opened checkpoint as parts.
 struct Side {
   std::vector<ModelRow> rows;
   std::vector<std::string> names;
-  Pieces pieces;
+  Pieces pieces;          // plain ones
+  EncodedPieces encoded;  // of the other parts
 
+  // OpenCheckpoint has checked that the tensors of all specs are there.
   explicit Side(const Checkpoint& checkpoint) : rows(RowsOf(checkpoint.model)) {
     std::vector<TensorSpec> specs = TensorsOf(checkpoint.model, checkpoint.ranks, checkpoint.layouts);
-    pieces = PiecesOf(checkpoint.model, rows, specs, TensorsFor(checkpoint, specs));
-    for (const TensorSpec& spec : specs)
-      names.push_back(FullName(checkpoint.name_prefix, checkpoint.ranks.size(), spec.rank, spec.name));
+    std::vector<const StoredTensor*> tensors;
+    for (TensorSpec& spec : specs) {
+      const EncodedTensor* quantised = FindEncoded(checkpoint, spec.name);
+      if (quantised) AddEncoded(*quantised, static_cast<uint32_t>(tensors.size()), spec, encoded);
+      tensors.push_back(quantised ? &quantised->stored[0] : FindTensor(checkpoint, spec.rank, spec.name));
+      names.push_back(FullName(checkpoint.name_prefix, checkpoint.ranks.size(), spec.rank,
+                               quantised ? tensors.back()->name : spec.name));
+    }
+    pieces = PiecesOf(checkpoint.model, rows, specs, tensors);
   }
 };
 
@@ -142,6 +159,11 @@ class Planner {
   }
 
   void CheckCastable() const {
+    const QuantisedWeights& quantised = source_.quantised;
+    if (!have_.encoded.empty() && !(kind_.takes && kind_.takes(quantised.encoded.encoding, options_)))
+      throw Error(Code::kUnsupported, fmt::format("the linear weights are {}, expected plain ones for this target; {}",
+                                                  quantised.what, quantised.remedy))
+          .At(kPlanning, source_.folder);
     std::vector<std::string> problems;
     for (const auto& [key, pieces] : have_.pieces)
       if (!pieces.empty() && !IsCastable(pieces[0].dtype))
@@ -172,6 +194,7 @@ class Planner {
       std::optional<Dtype> dtype;
       const View* first = nullptr;
       for (const View& view : spec.views) {
+        if (have_.encoded.count(view.part)) continue;
         const std::vector<Piece>& pieces = Have(view.part);
         if (pieces.empty()) {
           problems_.push_back(fmt::format("{}: the source has no such part", PartName(have_.rows, view.part)));
@@ -243,9 +266,13 @@ class Planner {
                   {},
                   view.box,
                   derived.op};
+        if (!TakeEncoded(view, part)) continue;
         CheckDtypes(part, have_.names, problems_);
         for (Piece& piece : part.sources) piece.tensor += source_shift;
+        for (Part& operand : part.operands)
+          for (Piece& piece : operand.sources) piece.tensor += source_shift;
         for (uint8_t output = 0; output < kValueOutputs; ++output) {
+          if (ElementCount(derived.outputs[output].shape) == 0) continue;
           Piece piece = OutputPiece(derived.outputs[output], output, view);
           piece.tensor = target_shift + static_cast<uint32_t>(derived.spec);
           piece.file += file_shift_;
@@ -255,6 +282,28 @@ class Planner {
         planned_.plan.parts.push_back(std::move(part));
       }
     }
+  }
+
+  // Makes the part one of the source's own items, with operands, where its value op takes them so. False, with a
+  // problem, where one of the two is plain and the other is not.
+  bool TakeEncoded(const View& view, Part& part) {
+    const auto stored = have_.encoded.find(view.part);
+    const bool encoded = stored != have_.encoded.end(), takes = part.value->takes.encoding != Encoding::kPlain;
+    if (encoded != takes) {
+      problems_.push_back(fmt::format("{}: the source has it {}, expected {}", part.name,
+                                      encoded ? source_.quantised.what : "plain",
+                                      takes ? "it quantised as the others are" : "it plain"));
+      return false;
+    }
+    if (!encoded) return true;
+    const Dims whole = part.shape;
+    const std::vector<ValueTensor> shapes = part.value->takes.Stored(whole[0], whole[1]);
+    part.shape = shapes[0].shape;
+    part.sources = stored->second[0];
+    part.domain = Scaled(view.box, whole, part.shape);
+    for (size_t i = 1; i < shapes.size(); ++i)
+      part.operands.push_back({fmt::format("operand {} of {}", i, part.name), shapes[i].shape, stored->second[i], {}});
+    return true;
   }
 
   // The rows of an output that a view makes.
@@ -288,6 +337,11 @@ class Planner {
     planned_.plan.target_tensors.insert(planned_.plan.target_tensors.end(), names_.begin(), names_.end());
     planned_.plan.parts.reserve(planned_.plan.parts.size() + want.size() + padding.size());
     for (auto& [key, targets] : want) {
+      if (have_.encoded.count(key)) {
+        problems_.push_back(fmt::format("{}: the source has it {}, expected it plain", PartName(have_.rows, key),
+                                        source_.quantised.what));
+        continue;
+      }
       Part part{PartName(have_.rows, key), have_.rows[key.row].shape, std::move(Have(key)), std::move(targets)};
       for (Piece& piece : part.sources) piece.tensor += source_shift;
       for (Piece& piece : part.targets) piece.tensor += target_shift;
@@ -346,8 +400,11 @@ class Planner {
   // What the headers said of each source: its pieces.
   static std::vector<uint64_t> SourceHashes(const Plan& plan) {
     std::vector<Hasher> hashers(plan.sources.size());
-    for (const Part& part : plan.parts)
+    for (const Part& part : plan.parts) {
       for (const Piece& piece : part.sources) hashers[piece.file].Add(piece);
+      for (const Part& operand : part.operands)
+        for (const Piece& piece : operand.sources) hashers[piece.file].Add(piece);
+    }
     std::vector<uint64_t> hashes;
     for (const Hasher& hasher : hashers) hashes.push_back(hasher.Digest());
     return hashes;
@@ -482,22 +539,37 @@ class Pairing {
   std::vector<std::string> problems_;
 };
 
+uint64_t BytesRead(const Part& part, const Box& box) {
+  uint64_t bytes = 0;
+  for (const Piece& piece : part.sources)
+    if (auto moved = Intersect(piece.box, box)) bytes += ElementCount(moved->shape) * ItemSize(piece.dtype);
+  return bytes;
+}
+
 }  // namespace
 
 Planned MakePlan(Io& io, const Checkpoint& source, const Kind& kind, const TargetOptions& options) {
   return Planner(io, source, kind, options).Make();
 }
 
-Paired PairUp(const Checkpoint& a, const Checkpoint& b) { return Pairing(a, b).Pair(); }
+Paired PairUp(const Checkpoint& a, const Checkpoint& b) {
+  for (const Checkpoint* checkpoint : {&a, &b})
+    if (!checkpoint->quantised.tensors.empty())
+      throw Error(Code::kUnsupported, fmt::format("the linear weights are {}, expected plain ones to compare",
+                                                  checkpoint->quantised.what))
+          .At("reading", checkpoint->folder);
+  return Pairing(a, b).Pair();
+}
 
 PlanTotals TotalsOf(const Plan& plan) {
   PlanTotals totals;
   Op op;
   for (OpCursor cursor(plan.parts); cursor.Next(op);) ++totals.ops;
-  for (const Part& part : plan.parts)
-    for (const Piece& piece : part.sources)
-      if (auto moved = Intersect(piece.box, DomainOf(part)))
-        totals.bytes_read += ElementCount(moved->shape) * ItemSize(piece.dtype);
+  for (const Part& part : plan.parts) {
+    totals.bytes_read += BytesRead(part, DomainOf(part));
+    for (const Part& operand : part.operands)
+      totals.bytes_read += BytesRead(operand, Scaled(DomainOf(part), part.shape, operand.shape));
+  }
   for (const FileLayout& file : plan.files) totals.bytes_written += file.size;
   return totals;
 }

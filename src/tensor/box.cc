@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "base/bytes.h"
+
 namespace reshard {
 
 Box WholeBox(const Dims& shape) { return {Dims::Filled(shape.size(), 0), shape}; }
@@ -16,6 +18,16 @@ std::optional<Box> Intersect(const Box& a, const Box& b) {
     common.shape[axis] = high - low;
   }
   return common;
+}
+
+Box Scaled(const Box& box, const Dims& whole, const Dims& scaled) {
+  Box along = box;
+  for (size_t axis = 0; axis < box.shape.size(); ++axis) {
+    const uint64_t per = whole[axis] / scaled[axis];
+    along.origin[axis] = box.origin[axis] / per;
+    along.shape[axis] = CeilDiv(box.end(axis), per) - along.origin[axis];
+  }
+  return along;
 }
 
 std::vector<Box> Subtract(const Box& box, const Box& hole) {

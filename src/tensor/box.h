@@ -23,6 +23,10 @@ Box WholeBox(const Dims& shape);
 // The common box of two boxes with as many axes, or nothing where it is empty. A scalar (no axis) meets a scalar.
 std::optional<Box> Intersect(const Box& a, const Box& b);
 
+// The box of a tensor whose elements each stand for several of another one, that go with a box of that: `whole` is its
+// shape and `scaled` the other's, whose extents divide it. What goes with the box in part goes with it.
+Box Scaled(const Box& box, const Dims& whole, const Dims& scaled);
+
 // Disjoint boxes that fill `box` outside of `hole`.
 std::vector<Box> Subtract(const Box& box, const Box& hole);
 

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <limits>
 
+#include "base/bytes.h"
 #include "tensor/cast.h"
 
 namespace reshard {
@@ -19,7 +20,10 @@ constexpr uint8_t kPermute16[] = {0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 
 constexpr uint8_t kPermute32[] = {0, 1, 8,  9,  16, 17, 24, 25, 2, 3, 10, 11, 18, 19, 26, 27,
                                   4, 5, 12, 13, 20, 21, 28, 29, 6, 7, 14, 15, 22, 23, 30, 31};
 
-bool IsInt4(const ValueOp& op) { return op.kind == ValueOp::Kind::kInt4; }
+bool IsInt4(const ValueOp& op) { return op.kind == ValueOp::Kind::kInt4 || op.kind == ValueOp::Kind::kGptq; }
+
+// Whether its first output is laid out for mixed-precision kernels.
+bool Packs(const ValueOp& op) { return op.kind == ValueOp::Kind::kInt8 || IsInt4(op); }
 
 // What a row's block of columns becomes: position p of the block holds column order[p].
 struct BlockOrder {
@@ -198,6 +202,47 @@ ValueReport ApplyFp8(RowReader& reader, uint64_t rows, uint64_t columns,
   return report;
 }
 
+void ApplyFp8AsIs(const std::byte* source, uint64_t rows, uint64_t columns, const std::byte* scales,
+                  const std::array<std::byte*, kValueOutputs>& outputs) {
+  std::memcpy(outputs[0], source, rows * columns);
+  std::memcpy(outputs[1], scales, rows * ItemSize(Dtype::kF32));
+}
+
+constexpr uint64_t kNibbles = 8;  // of an I32
+
+int Nibble(const std::byte* words, uint64_t word, uint64_t n) {
+  return static_cast<int>(LoadLittle<uint32_t>(words + word * sizeof(uint32_t)) >> 4 * n & 15);
+}
+
+// Values are stored with 8 added; a zero of z, stored less one, stands for the value z, of which the kernel wants what
+// it adds.
+ValueReport ApplyGptq(const ValueOp& op, const std::byte* source, uint64_t rows, uint64_t words,
+                      const std::array<const std::byte*, kMaxOperands>& operands,
+                      const std::array<std::byte*, kValueOutputs>& outputs) {
+  const BlockOrder block = OrderOf(op);
+  const uint64_t columns = words * kNibbles, groups = columns / op.takes.group;
+  ValueReport report;
+  for (uint64_t row = 0; row < rows; ++row) {
+    for (uint64_t at = 0; at < columns; at += kBlock) {
+      int8_t values[kBlock] = {};
+      const uint64_t count = std::min(kBlock, columns - at);
+      for (uint64_t i = 0; i < count; ++i)
+        values[i] = static_cast<int8_t>(Nibble(source, row * words + (at + i) / kNibbles, i % kNibbles) - 8);
+      PutBlock(block, true, row, columns, at, count, values, outputs[0]);
+    }
+    for (uint64_t group = 0; group < groups; ++group) {
+      const uint64_t at = (row * groups + group) * ItemSize(Dtype::kF16);
+      float scale;
+      Cast(Dtype::kF16, Dtype::kF32, operands[1] + at, &scale, 1);
+      const float zero = static_cast<float>(7 - Nibble(operands[0], row / kNibbles * groups + group, row % kNibbles));
+      const float added = zero * scale;
+      std::memcpy(outputs[1] + at, operands[1] + at, ItemSize(Dtype::kF16));
+      report.overflows += Cast(Dtype::kF32, Dtype::kF16, &added, outputs[2] + at, 1);
+    }
+  }
+  return report;
+}
+
 std::string NotAMultiple(const char* what, uint64_t found, uint64_t of) {
   return found % of == 0 ? "" : fmt::format("{} {}, expected a multiple of {}", found, what, of);
 }
@@ -211,30 +256,51 @@ std::optional<GemmLayout> GemmLayoutOf(unsigned sm) {
   return std::nullopt;
 }
 
-std::array<ValueOutput, kValueOutputs> OutputsOf(const ValueOp& op, uint64_t rows, uint64_t columns) {
+std::vector<ValueTensor> Encoded::Stored(uint64_t rows, uint64_t columns) const {
+  switch (encoding) {
+    case Encoding::kPlain:
+      return {};
+    case Encoding::kFp8Rows:
+      return {{{rows, columns}, Dtype::kF8E4M3}, {{rows, 1}, Dtype::kF32}};
+    case Encoding::kGptq:
+      return {{{rows, columns / kNibbles}, Dtype::kI32},
+              {{rows / kNibbles, columns / group}, Dtype::kI32},
+              {{rows, columns / group}, Dtype::kF16}};
+  }
+  return {};
+}
+
+std::array<ValueTensor, kValueOutputs> OutputsOf(const ValueOp& op, uint64_t rows, uint64_t columns) {
+  const ValueTensor none{{0}, Dtype::kF32};
   switch (op.kind) {
     case ValueOp::Kind::kInt8:
-      return {{{{rows, columns}, Dtype::kI8}, {{rows}, op.dtype}}};
+      return {{{{rows, columns}, Dtype::kI8}, {{rows}, op.dtype}, none}};
     case ValueOp::Kind::kInt4:
-      return {{{{rows, columns / 2}, Dtype::kI8}, {{rows}, op.dtype}}};
+      return {{{{rows, columns / 2}, Dtype::kI8}, {{rows}, op.dtype}, none}};
     case ValueOp::Kind::kInt8Scales:
-      return {{{{rows, columns}, op.dtype}, {{rows}, op.dtype}}};
+      return {{{{rows, columns}, op.dtype}, {{rows}, op.dtype}, none}};
     case ValueOp::Kind::kFp8Rows:
-      return {{{{rows, columns}, Dtype::kF8E4M3}, {{rows}, Dtype::kF32}}};
+    case ValueOp::Kind::kFp8AsIs:
+      return {{{{rows, columns}, Dtype::kF8E4M3}, {{rows}, Dtype::kF32}, none}};
+    case ValueOp::Kind::kGptq: {
+      const ValueTensor grouped{{rows, columns * kNibbles / op.takes.group}, Dtype::kF16};
+      return {{{{rows, columns * kNibbles / 4}, Dtype::kF16}, grouped, grouped}};
+    }
   }
   return {};
 }
 
 uint64_t TileRows(const ValueOp& op) {
-  const bool packs = op.kind == ValueOp::Kind::kInt8 || op.kind == ValueOp::Kind::kInt4;
-  return packs ? OrderOf(op).interleave : 1;
+  if (op.kind == ValueOp::Kind::kGptq) return kNibbles;  // more than the layout asks for, and a multiple of it
+  return Packs(op) ? OrderOf(op).interleave : 1;
 }
 
 std::string WhyNot(const ValueOp& op, uint64_t rows, uint64_t columns) {
-  if (op.kind != ValueOp::Kind::kInt8 && op.kind != ValueOp::Kind::kInt4) return "";
+  if (!Packs(op)) return "";
   const uint64_t transposed = IsInt4(op) ? 64 : 32;
   const uint64_t in = op.layout == GemmLayout::kInterleaved ? 64 : transposed;
   std::string problem = NotAMultiple("input features", columns, in);
+  if (problem.empty() && op.takes.group) problem = NotAMultiple("input features", columns, op.takes.group);
   return problem.empty() ? NotAMultiple("output channels", rows, transposed) : problem;
 }
 
@@ -246,6 +312,7 @@ void Pack(const ValueOp& op, const int8_t* values, uint64_t rows, uint64_t colum
 }
 
 ValueReport Apply(const ValueOp& op, Dtype from, const std::byte* source, uint64_t rows, uint64_t columns,
+                  const std::array<const std::byte*, kMaxOperands>& operands,
                   const std::array<std::byte*, kValueOutputs>& outputs) {
   RowReader reader(from, op.dtype, columns, source);
   ValueReport report;
@@ -260,6 +327,11 @@ ValueReport Apply(const ValueOp& op, Dtype from, const std::byte* source, uint64
     case ValueOp::Kind::kFp8Rows:
       report = ApplyFp8(reader, rows, columns, outputs);
       break;
+    case ValueOp::Kind::kFp8AsIs:
+      ApplyFp8AsIs(source, rows, columns, operands[0], outputs);
+      break;
+    case ValueOp::Kind::kGptq:
+      return ApplyGptq(op, source, rows, columns, operands, outputs);
   }
   // Each op reads a row twice, but the one that only needs the scales.
   report.overflows = reader.overflows() / (op.kind == ValueOp::Kind::kInt8Scales ? 1 : 2);

@@ -6,6 +6,13 @@
 //   weight-only int8, int4   [0] I8 [rows, columns * bits / 8], laid out for a class of GPUs; [1] scales [rows]
 //   scales only              [0] the rows, cast; [1] the scales of int8 [rows]
 //   FP8 row-wise             [0] F8_E4M3 [rows, columns]; [1] scales F32 [rows]
+//   FP8 as it is             the same, of a matrix that is FP8 already
+//   GPTQ int4                [0] F16 [rows, columns / 4], laid out; [1] scales F16, [2] zeros F16 [rows, groups]
+//
+// What a source has quantised already is a matrix of items, which may be several columns each, with operands beside it:
+//
+//   FP8 rows                 F8_E4M3 [rows, columns]; scales F32 [rows, 1]
+//   GPTQ                     I32 [rows, columns / 8]; zeros I32 [rows / 8, groups]; scales F16 [rows, groups]
 #pragma once
 
 #include <array>
@@ -13,6 +20,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "tensor/dims.h"
 #include "tensor/dtype.h"
@@ -23,29 +31,49 @@ namespace reshard {
 enum class GemmLayout : uint8_t { kBiased, kInterleaved, kPlain };
 std::optional<GemmLayout> GemmLayoutOf(unsigned sm);
 
+// How a source stores a matrix.
+enum class Encoding : uint8_t { kPlain, kFp8Rows, kGptq };
+
+constexpr size_t kMaxOperands = 2;
+
+struct ValueTensor {
+  Dims shape;
+  Dtype dtype = Dtype::kI8;
+};
+
+struct Encoded {
+  Encoding encoding = Encoding::kPlain;
+  uint64_t group = 0;  // GPTQ: columns that have a scale together, a multiple of 8
+
+  uint64_t columns_an_item() const { return encoding == Encoding::kGptq ? 8 : 1; }
+  // The matrix itself, of `rows` and `columns`, and its operands: extents that divide the matrix's. Element (i, j) of
+  // one goes with that share of its rows and columns. Nothing for a plain matrix.
+  std::vector<ValueTensor> Stored(uint64_t rows, uint64_t columns) const;
+
+  friend bool operator==(const Encoded&, const Encoded&) = default;
+};
+
 struct ValueOp {
-  enum class Kind : uint8_t { kInt8, kInt4, kInt8Scales, kFp8Rows };
+  enum class Kind : uint8_t { kInt8, kInt4, kInt8Scales, kFp8Rows, kFp8AsIs, kGptq };
   Kind kind = Kind::kInt8;
   GemmLayout layout = GemmLayout::kPlain;
-  Dtype dtype =
-      Dtype::kBF16;  // of the model: rows are cast to it before anything else; also of the scales of int8, int4
+  // Of the model: plain rows are cast to it before anything else; also of the scales of int8, int4.
+  Dtype dtype = Dtype::kBF16;
+  Encoded takes = {};
 
   friend bool operator==(const ValueOp&, const ValueOp&) = default;
 };
 
-constexpr size_t kValueOutputs = 2;
+constexpr size_t kValueOutputs = 3;  // an op may have fewer: the last are then empty
 
-struct ValueOutput {
-  Dims shape;
-  Dtype dtype = Dtype::kI8;
-};
-std::array<ValueOutput, kValueOutputs> OutputsOf(const ValueOp& op, uint64_t rows, uint64_t columns);
+// `columns` counts items.
+std::array<ValueTensor, kValueOutputs> OutputsOf(const ValueOp& op, uint64_t rows, uint64_t columns);
 
 // Rows that must be done together, from a multiple of it on.
 uint64_t TileRows(const ValueOp& op);
 
-// Why a matrix of all `rows` and `columns` cannot be done, with the number found and what is expected of it; empty
-// where it can.
+// Why a matrix of all `rows` and `columns` (not items) cannot be done, with the number found and what is expected of
+// it; empty where it can.
 std::string WhyNot(const ValueOp& op, uint64_t rows, uint64_t columns);
 
 // The layout of weight-only int8 and int4 alone: `values`, rows by columns, are quantised already.
@@ -58,9 +86,11 @@ struct ValueReport {
       not_a_number;  // the first row with a value that has no quantised one: NaN, or infinity in int8
 };
 
-// Does `rows` rows (a multiple of TileRows, or up to the last) of `columns` elements at `source`, and fills the
-// outputs. Throws nothing and allocates nothing; any number of threads at once.
+// Does `rows` rows (a multiple of TileRows, or up to the last) of `columns` items at `source`, with what goes with them
+// of each operand, and fills the outputs. All are dense. Throws nothing and allocates nothing; any number of threads at
+// once.
 ValueReport Apply(const ValueOp& op, Dtype from, const std::byte* source, uint64_t rows, uint64_t columns,
+                  const std::array<const std::byte*, kMaxOperands>& operands,
                   const std::array<std::byte*, kValueOutputs>& outputs);
 
 }  // namespace reshard

@@ -89,7 +89,7 @@ Result Applied(const ValueOp& op, Dtype from, const std::vector<float>& values, 
   result.bytes.assign(ElementCount(outputs[0].shape) * ItemSize(outputs[0].dtype), 0x55);
   result.scales.assign(rows * ItemSize(outputs[1].dtype), 0x55);
   result.report =
-      Apply(op, from, source.data(), rows, columns,
+      Apply(op, from, source.data(), rows, columns, {},
             {reinterpret_cast<std::byte*>(result.bytes.data()), reinterpret_cast<std::byte*>(result.scales.data())});
   return result;
 }

@@ -10,6 +10,7 @@
 #include "formats/safetensors/safetensors.h"
 #include "formats/safetensors/sharding.h"
 #include "models/kinds/hf_config.h"
+#include "models/kinds/hf_quantised.h"
 #include "models/kinds/kind.h"
 
 namespace reshard {
@@ -87,55 +88,86 @@ class HfReader {
           .At("reading", checkpoint_.folder);
     checkpoint_.config_text = ReadWholeFile(io_, checkpoint_.config_path, kMaxTreeBytes);
     checkpoint_.config = ParseJson(checkpoint_.config_text, checkpoint_.config_path);
-    checkpoint_.model = ModelFromHfConfig(checkpoint_.config, checkpoint_.config_path);
-    if (Exists(io_, checkpoint_.folder, kSingle)) {
-      ReadShard(std::string(kSingle));
-    } else if (Exists(io_, checkpoint_.folder, kIndex)) {
-      ReadShards();
-    } else {
-      NoWeights();
-    }
+    checkpoint_.model = ModelFromHfConfig(WithoutQuantisation(checkpoint_.config), checkpoint_.config_path);
+    RemoveCopies();
+    ReadWeights();
     std::erase_if(checkpoint_.tensors, [&](const StoredTensor& tensor) {
       if (IsIgnored(tensor.name)) checkpoint_.ignored.push_back(tensor.name);
       return IsIgnored(tensor.name);
     });
     ListSideFiles();
     FillRank();
+    FindQuantised(io_, options_, checkpoint_);
     return std::move(checkpoint_);
   }
 
  private:
+  // The config counts each copy as a query group.
+  void RemoveCopies() {
+    uint64_t& groups = checkpoint_.model.sizes['G'];
+    if (groups % options_.kv_copies != 0)
+      throw Error(Code::kMismatch, fmt::format("{} key and value heads, expected a multiple of {} to remove copies",
+                                               groups, options_.kv_copies))
+          .At("reading", checkpoint_.config_path);
+    groups /= options_.kv_copies;
+  }
+
+  void ReadWeights() {
+    folder_ = checkpoint_.folder;
+    if (!options_.weights_path.empty()) {
+      const auto info = io_.Stat(options_.weights_path);
+      if (!info)
+        throw Error(Code::kNotFound, "there is no such file or folder, expected the quantised weights")
+            .At("reading", options_.weights_path);
+      if (info->type == FileInfo::Type::kFile) {
+        const std::string& path = options_.weights_path;
+        const size_t slash = path.rfind('/');
+        folder_ = slash == std::string::npos ? "." : path.substr(0, slash);
+        return ReadShard(path.substr(slash + 1));
+      }
+      folder_ = options_.weights_path;
+    }
+    if (Exists(io_, folder_, kSingle)) {
+      ReadShard(std::string(kSingle));
+    } else if (Exists(io_, folder_, kIndex)) {
+      ReadShards();
+    } else {
+      NoWeights();
+    }
+  }
+
   // Weights that are not read because others are (an index beside model.safetensors) are side files too.
   void ListSideFiles() {
     std::set<std::string> read;
-    for (const SourceFile& file : checkpoint_.files) read.insert(file.relative);
+    for (const SourceFile& file : checkpoint_.files)
+      if (folder_ == checkpoint_.folder) read.insert(file.relative);
     if (!read.count(std::string(kSingle))) read.insert(std::string(kIndex));
     for (const std::string& name : SideEntries(io_, checkpoint_.folder))
       if (!read.count(name)) checkpoint_.side_files.push_back(name);
   }
 
   [[noreturn]] void NoWeights() {
-    const std::vector<std::string> names = io_.List(checkpoint_.folder);
+    const std::vector<std::string> names = io_.List(folder_);
     auto has = [&](std::string_view end) {
       return std::any_of(names.begin(), names.end(), [&](const std::string& name) { return name.ends_with(end); });
     };
-    if (Exists(io_, checkpoint_.folder, "pytorch_model.bin") ||
-        Exists(io_, checkpoint_.folder, "pytorch_model.bin.index.json"))
+    if (Exists(io_, folder_, "pytorch_model.bin") ||
+        Exists(io_, folder_, "pytorch_model.bin.index.json"))
       throw Error(Code::kUnsupported,
                   "the weights are PyTorch pickles (pytorch_model.bin), expected safetensors; save the model as "
                   "safetensors first")
-          .At("reading", checkpoint_.folder);
+          .At("reading", folder_);
     if (has(".incomplete"))
       throw Error(Code::kCorrupt,
                   "there are .incomplete files and no weights, expected model.safetensors; download the model again")
-          .At("reading", checkpoint_.folder);
+          .At("reading", folder_);
     throw Error(Code::kNotFound, fmt::format("there are no weights, expected {} or {}", kSingle, kIndex))
-        .At("reading", checkpoint_.folder);
+        .At("reading", folder_);
   }
 
   // Appends its tensors to those of the checkpoint.
   void ReadShard(const std::string& name) {
-    std::string path = JoinPath(checkpoint_.folder, name);
+    std::string path = JoinPath(folder_, name);
     auto info = io_.Stat(path);
     if (!info) {
       bool partial = io_.Stat(path + ".incomplete").has_value();
@@ -152,7 +184,7 @@ class HfReader {
   }
 
   safetensors::Index ReadIndex() {
-    std::string path = JoinPath(checkpoint_.folder, std::string(kIndex));
+    std::string path = JoinPath(folder_, std::string(kIndex));
     if (uint64_t size = io_.Stat(path)->size; size > options_.max_header)
       throw Error(Code::kUnsupported, fmt::format("an index of {} bytes, expected at most {} within the memory limit; "
                                                   "give a larger --max_memory",
@@ -178,7 +210,7 @@ class HfReader {
         Code::kCorrupt,
         fmt::format("it is not there, though the index maps it ({} such), expected it; download the model again",
                     missing))
-        .At("reading", JoinPath(checkpoint_.folder, index.shards[first.shard]))
+        .At("reading", JoinPath(folder_, index.shards[first.shard]))
         .Tensor(first.tensor);
   }
 
@@ -192,7 +224,7 @@ class HfReader {
                 mapped ? fmt::format("the index has it in {} and this file has it too, expected it in one of the two",
                                      index.shards[entry->shard])
                        : "it is not in the index, expected it in both")
-        .At("reading", JoinPath(checkpoint_.folder, index.shards[shard]))
+        .At("reading", JoinPath(folder_, index.shards[shard]))
         .Tensor(name);
   }
 
@@ -201,10 +233,12 @@ class HfReader {
     bool has_head = std::any_of(checkpoint_.tensors.begin(), checkpoint_.tensors.end(),
                                 [](const StoredTensor& tensor) { return tensor.name == "lm_head.weight"; });
     checkpoint_.ranks = {{{0, sizes['L']}, {0, sizes['E']}, sizes['V'], has_head || !checkpoint_.model.tied, false}};
+    checkpoint_.ranks[0].kv_copies = options_.kv_copies;
   }
 
   Io& io_;
   const OpenOptions& options_;
+  std::string folder_;  // of the weights
   Checkpoint checkpoint_;
 };
 

@@ -23,11 +23,26 @@ struct FileCopy {
 
 // What a user knows better than the files.
 struct OpenOptions {
+  std::string weights_path;  // where a HuggingFace folder's weights are instead: a safetensors file, or a folder
+  uint64_t kv_copies = 1;    // how often the tensors of a HuggingFace folder have each key and value head
   std::string model_type;     // a group of families ("llama", "qwen"); empty: as the files say
   std::string template_path;  // a HuggingFace folder whose config.json is the truth for what other kinds' cannot say
   std::optional<uint64_t> vocab_size;
   uint64_t max_header = 0;                   // bytes of one header, or index, that may be held
   uint64_t max_tensors = uint64_t{1} << 32;  // of all files together, and twice as many parts
+};
+
+// A linear weight that is quantised already.
+struct EncodedTensor {
+  std::string name;                  // of the plain tensor that it stands for
+  std::vector<StoredTensor> stored;  // as Encoded::Stored has them, with their own names
+};
+
+struct QuantisedWeights {
+  Encoded encoded;            // plain: there are none
+  std::string what, remedy;   // "GPTQ int4"; which conversion takes them
+  double fp8_bound = 1200.0;  // of the magnitude of the activations that FP8 weights meet
+  std::vector<EncodedTensor> tensors;  // by name
 };
 
 // An opened source: headers only. `files` are counted by the chunks' file numbers.
@@ -38,6 +53,7 @@ struct Checkpoint {
   std::vector<Rank> ranks;
   std::vector<const Layout*> layouts;  // the forms that the source has
   std::vector<StoredTensor> tensors;   // by rank and name, without the prefix
+  QuantisedWeights quantised;          // which of them are not plain
   std::string name_prefix;             // of the tensors' names in these files, which need not be what is written
   std::vector<SourceFile> files;
   std::string config_path, config_text;
@@ -52,7 +68,7 @@ struct Checkpoint {
 
 // How a TensorRT-LLM checkpoint is cut and quantised (docs/formats/trtllm.md).
 struct TrtllmOptions {
-  enum class Quantisation : uint8_t { kNone, kInt8, kInt4, kFp8Rowwise };
+  enum class Quantisation : uint8_t { kNone, kInt8, kInt4, kFp8Rowwise, kGptq };
 
   uint64_t tp = 1, pp = 1;
   bool parallel_embedding = false;  // cut over tensor ranks
@@ -63,6 +79,8 @@ struct TrtllmOptions {
   unsigned sm = 0;  // of the GPU that weight-only weights are laid out for; 0: left to trtllm-build
   bool weight_only_plugin = true;
   bool fp8_kv_cache = false;
+  std::optional<uint64_t> group_size;       // GPTQ: as the user expects it
+  bool remove_duplicated_kv_heads = false;  // the config says so; OpenOptions::kv_copies does it
 };
 
 // What to write.
@@ -105,6 +123,8 @@ struct Kind {
   // Fills in the chunks of `tensors` (which answer to `specs` one to one) and makes all files, configs included.
   LaidOut (*lay_out)(Io& io, const Checkpoint& source, const Model& model, const TargetOptions& options,
                      const std::vector<TensorSpec>& specs, std::vector<StoredTensor>& tensors);
+  // Whether it stores weights that are quantised so; null: no kind of them.
+  bool (*takes)(Encoding encoding, const TargetOptions& options) = nullptr;
   // Whether every tensor whose layout fixes no dtype has the one that the config names.
   bool one_dtype = false;
   std::span<const std::string_view> markers;  // files that make a folder a checkpoint of this kind
@@ -114,6 +134,9 @@ std::span<const Kind> Kinds();
 
 // What messages and plans call a tensor: with its prefix, and the rank where there are several ("rank3/x").
 std::string FullName(std::string_view prefix, size_t ranks, uint32_t rank, const std::string& name);
+
+// What stands for a tensor that is not plain; null where there is none.
+const EncodedTensor* FindEncoded(const Checkpoint& checkpoint, std::string_view name);
 
 // The tensor of a rank; null where there is none.
 const StoredTensor* FindTensor(const Checkpoint& checkpoint, uint32_t rank, std::string_view name);

@@ -41,11 +41,15 @@ struct LayerCost {
   uint64_t stacked = 0;  // the most layers that a stacked tensor of the checkpoint has
 };
 
+bool Has(const Checkpoint& checkpoint, uint32_t rank, std::string_view name) {
+  return FindTensor(checkpoint, rank, name) || FindEncoded(checkpoint, name);
+}
+
 // Of the first rank, in the layers that it holds.
 LayerCost CostOfLayer(const Checkpoint& checkpoint, const Kind& kind) {
   Rank first = checkpoint.ranks[0];
   first.layers.end = first.layers.begin + 1;
-  auto present = [&](const TensorSpec& spec) { return FindTensor(checkpoint, 0, spec.name) != nullptr; };
+  auto present = [&](const TensorSpec& spec) { return Has(checkpoint, 0, spec.name); };
   auto layouts = ChooseLayouts(checkpoint.model, {first}, kind.layouts, kind.name, present);
   LayerCost cost;
   for (const TensorSpec& spec : TensorsOf(checkpoint.model, first, layouts)) {
@@ -80,6 +84,23 @@ void CheckLayers(const Checkpoint& checkpoint, const Kind& kind, const OpenOptio
         .At("reading", checkpoint.config_path);
 }
 
+// What of a quantised weight is not as a plain one of `shape` is stored.
+void AddProblems(const EncodedTensor& tensor, const Encoded& encoded, const Dims& shape,
+                 std::vector<std::string>& problems) {
+  const std::vector<ValueTensor> expected = encoded.Stored(shape[0], shape[1]);
+  for (size_t i = 0; i < expected.size(); ++i) {
+    const StoredTensor& found = tensor.stored[i];
+    if (found.dtype == expected[i].dtype && found.shape == expected[i].shape) continue;
+    auto in_file = [&](Dims dims) {
+      if (encoded.encoding == Encoding::kGptq) std::swap(dims[0], dims[1]);
+      return ToString(dims);
+    };
+    problems.push_back(fmt::format("tensor '{}': {} {}, expected {} {} by the config", found.name,
+                                   Row(found.dtype).name, in_file(found.shape), Row(expected[i].dtype).name,
+                                   in_file(expected[i].shape)));
+  }
+}
+
 // All that is wrong between what a checkpoint stores and what its config makes it store.
 std::vector<std::string> Problems(const Checkpoint& checkpoint, const std::vector<TensorSpec>& specs) {
   auto full = [&](uint32_t rank, const std::string& name) {
@@ -89,6 +110,11 @@ std::vector<std::string> Problems(const Checkpoint& checkpoint, const std::vecto
   for (const StoredTensor& tensor : checkpoint.tensors) unexpected.insert(&tensor);
   std::vector<std::string> problems;
   for (const TensorSpec& spec : specs) {
+    if (const EncodedTensor* encoded = FindEncoded(checkpoint, spec.name)) {
+      for (const StoredTensor& stored : encoded->stored) unexpected.erase(FindTensor(checkpoint, 0, stored.name));
+      AddProblems(*encoded, checkpoint.quantised.encoded, spec.shape, problems);
+      continue;
+    }
     const StoredTensor* found = FindTensor(checkpoint, spec.rank, spec.name);
     if (!found) {
       bool head = spec.layout->tree.nodes[0].role == "head";
@@ -137,6 +163,13 @@ std::string FullName(std::string_view prefix, size_t ranks, uint32_t rank, const
   return ranks > 1 ? fmt::format("rank{}/{}", rank, full) : full;
 }
 
+const EncodedTensor* FindEncoded(const Checkpoint& checkpoint, std::string_view name) {
+  const std::vector<EncodedTensor>& tensors = checkpoint.quantised.tensors;
+  auto found = std::lower_bound(tensors.begin(), tensors.end(), name,
+                                [](const EncodedTensor& tensor, std::string_view wanted) { return tensor.name < wanted; });
+  return found != tensors.end() && found->name == name ? &*found : nullptr;
+}
+
 const StoredTensor* FindTensor(const Checkpoint& checkpoint, uint32_t rank, std::string_view name) {
   auto found = std::lower_bound(
       checkpoint.tensors.begin(), checkpoint.tensors.end(), std::tie(rank, name),
@@ -175,6 +208,11 @@ Checkpoint OpenCheckpoint(Io& io, const std::string& path, std::string_view kind
     throw Error(Code::kMismatch, fmt::format("this is a checkpoint of the kind {}, expected {} as --convert_from says",
                                              kind.name, kind_name))
         .At("reading", path);
+  if (kind.name != kHuggingFace.name && (!options.weights_path.empty() || options.kv_copies > 1))
+    throw Error(Code::kInvalidArgument,
+                fmt::format("this is a checkpoint of the kind {}, expected a HuggingFace folder for --{}", kind.name,
+                            options.kv_copies > 1 ? "remove_duplicated_kv_heads" : "quant_ckpt_path"))
+        .At("reading", path);
   Checkpoint checkpoint = kind.open(io, path, options);
   checkpoint.kind = kind.name;
   checkpoint.format = kind.format;
@@ -184,7 +222,7 @@ Checkpoint OpenCheckpoint(Io& io, const std::string& path, std::string_view kind
                             checkpoint.model.family->name, options.model_type))
         .At("reading", checkpoint.config_path);
   std::sort(checkpoint.tensors.begin(), checkpoint.tensors.end(), Before);
-  auto present = [&](const TensorSpec& spec) { return FindTensor(checkpoint, spec.rank, spec.name) != nullptr; };
+  auto present = [&](const TensorSpec& spec) { return Has(checkpoint, spec.rank, spec.name); };
   CheckLayers(checkpoint, kind, options);
   checkpoint.layouts = ChooseLayouts(checkpoint.model, checkpoint.ranks, kind.layouts, kind.name, present);
   std::vector<std::string> problems =

@@ -207,8 +207,14 @@ bool EndsWithAny(std::string_view name, std::span<const std::string_view> ending
 class TrtllmWriter {
  public:
   TrtllmWriter(const Model& model, const TargetOptions& options, const std::vector<TensorSpec>& specs,
-               std::vector<StoredTensor>& tensors, LaidOut& out)
-      : model_(model), cut_(options.trtllm), dtype_(*options.dtype), specs_(specs), tensors_(tensors), out_(out) {}
+               const QuantisedWeights& source, std::vector<StoredTensor>& tensors, LaidOut& out)
+      : model_(model),
+        cut_(options.trtllm),
+        dtype_(*options.dtype),
+        specs_(specs),
+        source_(source),
+        tensors_(tensors),
+        out_(out) {}
 
   void LayOut(const std::string& path) {
     for (uint32_t rank = 0; rank < cut_.tp * cut_.pp; ++rank) LayOutRank(rank);
@@ -240,7 +246,8 @@ class TrtllmWriter {
     }
     std::vector<Constant> constants = ConstantsOf(rank);
     for (Quantised& tensor : quantised)
-      for (StoredTensor& stored : tensor.stored) members.push_back(&stored);
+      for (StoredTensor& stored : tensor.stored)
+        if (ElementCount(stored.shape) > 0) members.push_back(&stored);
     for (Constant& constant : constants) members.push_back(&constant.tensor);
     out_.files.push_back(safetensors::LayOut(RankFile(rank), std::move(members), rank, safetensors::Metadata::kNone));
     for (const Constant& constant : constants)
@@ -259,7 +266,11 @@ class TrtllmWriter {
         return cut_.sm ? std::optional(WeightOnly()) : std::nullopt;
       case TrtllmOptions::Quantisation::kFp8Rowwise:
         if (!HasFp8(spec.views[0].part.layer, EndsWithAny(spec.name, kAttention))) return std::nullopt;
-        return ValueOp{ValueOp::Kind::kFp8Rows, GemmLayout::kPlain, dtype_};
+        return source_.encoded.encoding == Encoding::kFp8Rows
+                   ? ValueOp{ValueOp::Kind::kFp8AsIs, GemmLayout::kPlain, dtype_, source_.encoded}
+                   : ValueOp{ValueOp::Kind::kFp8Rows, GemmLayout::kPlain, dtype_};
+      case TrtllmOptions::Quantisation::kGptq:
+        return ValueOp{ValueOp::Kind::kGptq, *GemmLayoutOf(cut_.sm), Dtype::kF16, source_.encoded};
     }
     throw Error(Code::kInternal, "a quantisation without a value op");
   }
@@ -270,28 +281,38 @@ class TrtllmWriter {
     return {cut_.weight_only_plugin ? packed : ValueOp::Kind::kInt8Scales, *GemmLayoutOf(cut_.sm), dtype_};
   }
 
-  // Up to 0.14 the MLPs of all layers but the model's first and last, then all linear layers.
+  // Up to 0.14, and in what is published so, the MLPs of all layers but the model's first and last, then all linear
+  // layers.
   bool HasFp8(int32_t layer, bool attention) const {
-    if (cut_.version >= 15) return true;
+    if (cut_.version >= 15 && source_.encoded.encoding == Encoding::kPlain) return true;
     return !attention && layer != 0 && static_cast<uint64_t>(layer) + 1 != model_.sizes['L'];
   }
 
   std::array<StoredTensor, kValueOutputs> StoredAs(const TensorSpec& spec, const ValueOp& op) {
     const uint64_t rows = spec.shape[0], columns = spec.shape[1];
     Check(spec, op);
-    const auto outputs = OutputsOf(op, rows, columns);
-    Dims shape = outputs[0].shape;
-    if (op.kind != ValueOp::Kind::kFp8Rows)  // as if it were [inputs, outputs]
-      shape = {columns, op.kind == ValueOp::Kind::kInt4 ? rows / 2 : rows};
+    const auto outputs = OutputsOf(op, rows, columns / op.takes.columns_an_item());
     const std::string stem = spec.name.substr(0, spec.name.size() - std::string_view("weight").size());
-    return {{{spec.name, outputs[0].dtype, shape, {}, {}},
-             {stem + "per_channel_scale", outputs[1].dtype, outputs[1].shape, {}, {}}}};
+    const bool gptq = op.kind == ValueOp::Kind::kGptq;
+    const std::string names[] = {spec.name, stem + (gptq ? "weights_scaling_factor" : "per_channel_scale"),
+                                 stem + "zero"};
+    std::array<StoredTensor, kValueOutputs> stored;
+    for (size_t i = 0; i < kValueOutputs; ++i)
+      stored[i] = {names[i], outputs[i].dtype, outputs[i].shape, {}, {}};
+    if (gptq)
+      for (StoredTensor& tensor : stored) tensor.shape = {tensor.shape[1], tensor.shape[0]};
+    if (op.kind != ValueOp::Kind::kFp8Rows && op.kind != ValueOp::Kind::kFp8AsIs)  // as if it were [inputs, outputs]
+      stored[0].shape = {columns, rows * outputs[0].shape[1] / columns};
+    return stored;
   }
+
 
   void Check(const TensorSpec& spec, const ValueOp& op) {
     std::string problem = WhyNot(op, spec.shape[0], spec.shape[1]);
-    const bool packs = op.kind == ValueOp::Kind::kInt8 || op.kind == ValueOp::Kind::kInt4;
-    const uint64_t whole = spec.shape[EndsWithAny(spec.name, kByInputs) ? 0 : 1], padded = 64 * cut_.tp;
+    const bool gptq = op.kind == ValueOp::Kind::kGptq;
+    const bool packs = op.kind == ValueOp::Kind::kInt8 || op.kind == ValueOp::Kind::kInt4 || gptq;
+    const uint64_t whole = spec.shape[EndsWithAny(spec.name, kByInputs) ? 0 : 1];
+    const uint64_t padded = std::max<uint64_t>(64, op.takes.group) * cut_.tp;
     if (problem.empty() && packs && cut_.version >= 13 && whole % padded != 0)
       problem = fmt::format("{} features on all ranks, expected a multiple of {}: TensorRT-LLM 0.{} would pad them",
                             whole, padded, cut_.version);
@@ -305,12 +326,14 @@ class TrtllmWriter {
   // The stored tensors as what the value op's outputs are: rows first.
   void AddDerived(const Quantised& tensor) {
     const Dims& shape = specs_[tensor.spec].shape;
-    const auto outputs = OutputsOf(tensor.op, shape[0], shape[1]);
+    const auto outputs = OutputsOf(tensor.op, shape[0], shape[1] / tensor.op.takes.columns_an_item());
     DerivedTensor derived{tensor.spec, tensor.op, tensor.stored};
     for (size_t output = 0; output < kValueOutputs; ++output) {
       StoredTensor& stored = derived.outputs[output];
       stored.shape = outputs[output].shape;
-      const bool transposed = output == 0 && tensor.op.kind == ValueOp::Kind::kInt8Scales;
+      if (ElementCount(stored.shape) == 0) continue;
+      const bool transposed =
+          tensor.op.kind == (output == 0 ? ValueOp::Kind::kInt8Scales : ValueOp::Kind::kGptq);
       stored.chunks[0].strides = transposed ? Dims{1, shape[0]} : RowMajorStrides(stored.shape);
       stored.chunks[0].box = WholeBox(stored.shape);
     }
@@ -329,10 +352,11 @@ class TrtllmWriter {
       if (cut_.fp8_kv_cache) add(kKvScale, {1.0f});
       if (cut_.quantisation != TrtllmOptions::Quantisation::kFp8Rowwise) continue;
       const int32_t global = static_cast<int32_t>(first + layer);
+      const float bound = static_cast<float>(source_.fp8_bound);
       if (HasFp8(global, false))
-        for (const char* name : {"mlp.clamp_val", "post_layernorm.clamp_val"}) add(name, {-1200.0f, 1200.0f});
+        for (const char* name : {"mlp.clamp_val", "post_layernorm.clamp_val"}) add(name, {-bound, bound});
       if (HasFp8(global, true))
-        for (const char* name : {"attention.clamp_val", "input_layernorm.clamp_val"}) add(name, {-1200.0f, 1200.0f});
+        for (const char* name : {"attention.clamp_val", "input_layernorm.clamp_val"}) add(name, {-bound, bound});
     }
     return constants;
   }
@@ -341,10 +365,37 @@ class TrtllmWriter {
   const TrtllmOptions& cut_;
   const Dtype dtype_;
   const std::vector<TensorSpec>& specs_;
+  const QuantisedWeights& source_;
   std::vector<StoredTensor>& tensors_;
   LaidOut& out_;
   std::vector<std::string> problems_;
 };
+
+bool Takes(Encoding encoding, const TargetOptions& options) {
+  const auto quantisation = options.trtllm.quantisation;
+  if (encoding == Encoding::kGptq) return quantisation == TrtllmOptions::Quantisation::kGptq;
+  return quantisation == TrtllmOptions::Quantisation::kNone ||
+         quantisation == TrtllmOptions::Quantisation::kFp8Rowwise;
+}
+
+// What the source's own quantisation decides.
+void Settle(const Checkpoint& source, TargetOptions& options) {
+  TrtllmOptions& cut = options.trtllm;
+  const Encoded& encoded = source.quantised.encoded;
+  if (encoded.encoding == Encoding::kFp8Rows) cut.quantisation = TrtllmOptions::Quantisation::kFp8Rowwise;
+  if (cut.quantisation != TrtllmOptions::Quantisation::kGptq) return;
+  std::string problem;
+  if (encoded.encoding != Encoding::kGptq) {
+    problem = "the linear weights are plain, expected GPTQ int4 as --weight_only_precision=int4_gptq says";
+  } else if (cut.group_size && *cut.group_size != encoded.group) {
+    problem = fmt::format("groups of {} columns, expected {} as --group_size says", encoded.group, *cut.group_size);
+  } else if (cut.version >= 13 && *options.dtype != Dtype::kF16) {
+    problem = fmt::format("GPTQ in a model of {}, expected F16 for TensorRT-LLM 0.{}, whose releases do not agree on "
+                          "its scales; give --dtype=fp16 or --trtllm_version=0.12",
+                          Row(*options.dtype).name, cut.version);
+  }
+  if (!problem.empty()) throw Error(Code::kMismatch, std::move(problem)).At("reading", source.folder);
+}
 
 // The config whose order of keys the rope scaling keeps.
 Json RopeOrder(const Checkpoint& source) {
@@ -359,14 +410,16 @@ LaidOut LayOut(Io&, const Checkpoint& source, const Model& model, const TargetOp
                const std::vector<TensorSpec>& specs, std::vector<StoredTensor>& tensors) {
   if (!source.vocabulary_doubt.empty())
     throw Error(Code::kMismatch, source.vocabulary_doubt).At("reading", source.config_path);
-  const TrtllmOptions& cut = options.trtllm;
-  std::string config = TrtllmConfigText(model, cut, *options.dtype, RopeOrder(source), source.config_path);
+  TargetOptions settled = options;
+  Settle(source, settled);
+  std::string config =
+      TrtllmConfigText(model, settled.trtllm, source.quantised, *options.dtype, RopeOrder(source), source.config_path);
   LaidOut out;
   if (!model.hyper.sliding_window.is_null())
     out.notes.push_back(fmt::format(
         "a TensorRT-LLM checkpoint has no key for the sliding window of {}: beyond it attention will see more",
         model.hyper.sliding_window.dump()));
-  TrtllmWriter(model, options, specs, tensors, out).LayOut(source.folder);
+  TrtllmWriter(model, settled, specs, source.quantised, tensors, out).LayOut(source.folder);
   out.files.push_back(LiteralFile(std::string(kConfig), std::move(config)));
   for (const std::string& name : source.side_files)
     if (source.kind == kNemo.name || name != kConfig) out.left.push_back(name);
@@ -385,6 +438,7 @@ const Kind kTrtllm = {
     .open = Open,
     .ranks = RanksOf,
     .lay_out = LayOut,
+    .takes = Takes,
     .one_dtype = true,
     .markers = kMarkers,
 };

@@ -151,19 +151,23 @@ Json Algorithm(Quantisation quantisation) {
       return "W4A16";
     case Quantisation::kFp8Rowwise:
       return "FP8_PER_CHANNEL_PER_TOKEN";
+    case Quantisation::kGptq:
+      return "W4A16_GPTQ";
   }
   throw Error(Code::kInternal, "a quantisation without a name");
 }
 
-Json QuantisationOf(const TrtllmOptions& options) {
+Json QuantisationOf(const TrtllmOptions& options, const QuantisedWeights& source) {
   const bool rowwise = options.quantisation == Quantisation::kFp8Rowwise;
+  const bool gptq = options.quantisation == Quantisation::kGptq;
   Json json = {{"quant_algo", Algorithm(options.quantisation)},
                {"kv_cache_quant_algo", options.fp8_kv_cache ? Json("FP8") : Json(nullptr)},
-               {"group_size", 128},
+               {"group_size", gptq ? source.encoded.group : 128},
                {"smoothquant_val", options.version >= 13 ? Json(0.5) : Json(nullptr)},
-               {"clamp_val", rowwise ? Json::array({-1200.0, 1200.0}) : Json(nullptr)}};
-  if (options.version >= 15) json["use_meta_recipe"] = false;
-  json["has_zero_point"] = false;
+               {"clamp_val", rowwise ? Json::array({-source.fp8_bound, source.fp8_bound}) : Json(nullptr)}};
+  // Of FP8 weights as they are published; those that are made here are all quantised in 0.15.
+  if (options.version >= 15) json["use_meta_recipe"] = source.encoded.encoding == Encoding::kFp8Rows;
+  json["has_zero_point"] = gptq;
   json["pre_quant_scale"] = false;
   json["exclude_modules"] = nullptr;
   return json;
@@ -180,7 +184,7 @@ Json OwnKeys(const Model& model, const TrtllmOptions& options, Json rotary_scali
   if (qwen && options.version >= 15) json["num_labels"] = 1;
   json["moe"] = Moe(base, options.version);
   if (qwen) return json;
-  json["remove_duplicated_kv_heads"] = false;
+  json["remove_duplicated_kv_heads"] = options.remove_duplicated_kv_heads;
   if (options.version >= 15) {
     json["fc_after_embed"] = false;
     json["use_input_layernorm_in_first_layer"] = true;
@@ -190,7 +194,8 @@ Json OwnKeys(const Model& model, const TrtllmOptions& options, Json rotary_scali
   return json;
 }
 
-void AddCommonKeys(const Model& model, const TrtllmOptions& options, Dtype dtype, Json& json) {
+void AddCommonKeys(const Model& model, const TrtllmOptions& options, const QuantisedWeights& source, Dtype dtype,
+                   Json& json) {
   const Sizes& sizes = model.sizes;
   json["architecture"] = model.family->class_name;
   json["dtype"] = Row(dtype).torch;
@@ -207,7 +212,7 @@ void AddCommonKeys(const Model& model, const TrtllmOptions& options, Dtype dtype
   json["num_key_value_heads"] = sizes['G'];
   json["intermediate_size"] = sizes['F'];
   json["mapping"] = Mapping(options);
-  json["quantization"] = QuantisationOf(options);
+  json["quantization"] = QuantisationOf(options, source);
   json["use_parallel_embedding"] = options.parallel_embedding;
   json["embedding_sharding_dim"] = options.embedding_axis;
   json["share_embedding_table"] = options.share_embedding;
@@ -277,11 +282,16 @@ std::vector<Rank> TrtllmRanks(const Model& model, const TrtllmOptions& options, 
   throw At(path, Code::kMismatch, std::move(first)).Also(std::move(problems));
 }
 
-std::string TrtllmConfigText(const Model& model, const TrtllmOptions& options, Dtype dtype, const Json& hf_config,
-                             const std::string& path) {
+std::string TrtllmConfigText(const Model& model, const TrtllmOptions& options, const QuantisedWeights& source,
+                             Dtype dtype, const Json& hf_config, const std::string& path) {
+  if (options.remove_duplicated_kv_heads && model.family->trtllm_config != TrtllmConfig::kLlama)
+    throw At(path, Code::kUnsupported,
+             fmt::format("TensorRT-LLM's config of {} has no key for --remove_duplicated_kv_heads, expected a model of "
+                         "its Llama class",
+                         model.family->class_name));
   RefuseScaling(model.hyper.rope_scaling, options.version, path);
   Json json = OwnKeys(model, options, RotaryScaling(model, hf_config));
-  AddCommonKeys(model, options, dtype, json);
+  AddCommonKeys(model, options, source, dtype, json);
   if (model.family->trtllm_config == TrtllmConfig::kQwen) {
     json["qwen_type"] = model.family->name;
     json["moe_intermediate_size"] = 0;
