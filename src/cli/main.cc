@@ -7,6 +7,7 @@
 #include <atomic>
 #include <csignal>
 #include <filesystem>
+#include <iterator>
 #include <new>
 
 #include "base/json.h"
@@ -25,13 +26,15 @@ constexpr int kSignalled = 128;  // and the number of the signal: what shells ma
 std::atomic<bool> stop = false;
 std::atomic<bool> stoppable = false;  // somebody looks at `stop`, and has something to put away
 volatile std::sig_atomic_t stopped_by = 0;
-std::string last_words;  // made before the handler is installed
+constexpr int kSignals[] = {SIGINT, SIGTERM};
+std::string last_words[std::size(kSignals)];  // made before the handler is installed
 
 extern "C" void OnSignal(int number) {
   stopped_by = number;
   stop = true;
   if (stoppable) return;
-  [[maybe_unused]] ssize_t written = write(STDERR_FILENO, last_words.data(), last_words.size());
+  const std::string& words = last_words[number == kSignals[0] ? 0 : 1];
+  [[maybe_unused]] ssize_t written = write(STDERR_FILENO, words.data(), words.size());
   _exit(kSignalled + number);
 }
 
@@ -46,10 +49,13 @@ class Stoppable {
 
 // A closed pipe and a file size limit are errors of the call, not of the process.
 void InstallSignals(const Log& log) {
-  last_words = log.LastWords(Error(Code::kCancelled, "stopped by a signal; run the same command again"));
+  const Error stopped(Code::kCancelled, "stopped by a signal; run the same command again");
   struct sigaction action = {};
   action.sa_handler = OnSignal;
-  for (int number : {SIGINT, SIGTERM}) sigaction(number, &action, nullptr);
+  for (size_t i = 0; i < std::size(kSignals); ++i) {
+    last_words[i] = log.LastWords(stopped, kSignalled + kSignals[i]);
+    sigaction(kSignals[i], &action, nullptr);
+  }
   action.sa_handler = SIG_IGN;
   for (int number : {SIGPIPE, SIGXFSZ}) sigaction(number, &action, nullptr);
 }
@@ -203,6 +209,13 @@ int ExitOf(const Error& error) {
   return error.code() == Code::kCancelled ? kSignalled + stopped_by : ExitCode(error.code());
 }
 
+// Returns the exit code.
+int Fail(Log& log, const Error& error) {
+  const int exit = ExitOf(error);
+  log.Failure(error, exit);
+  return exit;
+}
+
 // The wish for JSON lines has to be known even where the options cannot be parsed.
 bool WantsJsonLog(const std::vector<std::string>& words) {
   for (size_t i = 0; i < words.size(); ++i) {
@@ -246,15 +259,13 @@ int Main(bool called_ns, std::vector<std::string> words) {
     log.SetQuiet(options.quiet);
     return RunCommand(command, options, log);
   } catch (const Error& error) {
-    log.Failure(error);
-    return ExitOf(error);
+    return Fail(log, error);
   } catch (const std::bad_alloc&) {
-    log.Failure(Error(Code::kIo, "the system gave no more memory; a smaller --max_memory may fit"));
-    return ExitCode(Code::kIo);
+    return Fail(log, Error(Code::kIo, "the system gave no more memory; a smaller --max_memory may fit"));
   } catch (const std::exception& error) {
-    log.Failure(Error(Code::kInternal,
+    return Fail(log,
+                Error(Code::kInternal,
                       fmt::format("{}; this is a bug of reshard, please report it with the command", error.what())));
-    return ExitCode(Code::kInternal);
   }
 }
 

@@ -210,8 +210,7 @@ const std::vector<OptionRow>& Table() {
               })},
       {"--quant_ckpt_path", "PATH", kConvert,
        "trtllm: the file or folder of the GPTQ weights, where they\nare not in IN, which gives the config",
-       Trtllm("--quant_ckpt_path",
-              [](Options& o, const std::string& v) { o.convert.trtllm.quant_ckpt_path = v; })},
+       Trtllm("--quant_ckpt_path", [](Options& o, const std::string& v) { o.convert.trtllm.quant_ckpt_path = v; })},
       {"--group_size", "N", kConvert, "trtllm: columns of a GPTQ group, to be checked; the tensors say it",
        Trtllm("--group_size",
               [](Options& o, const std::string& v) {
@@ -388,12 +387,14 @@ void SettleEngine(Options& options) {
 void SettleGptq(const Options& options) {
   const TrtllmTarget& target = options.convert.trtllm;
   if (!target.sm)
-    throw Usage("--weight_only_precision=int4_gptq is given without --sm, expected the GPU architecture to lay the "
-                "weights out for");
+    throw Usage(
+        "--weight_only_precision=int4_gptq is given without --sm, expected the GPU architecture to lay the "
+        "weights out for");
   if (options.use_fp8_rowwise)
     throw Usage("--weight_only_precision=int4_gptq and --use_fp8_rowwise are given, expected one of them");
   if (target.disable_weight_only_quant_plugin)
-    throw Usage("--disable_weight_only_quant_plugin is given with int4_gptq, expected int8: there are no other kernels");
+    throw Usage(
+        "--disable_weight_only_quant_plugin is given with int4_gptq, expected int8: there are no other kernels");
 }
 
 // Options that together say what a trtllm target is, or that say it of another target.
@@ -417,7 +418,8 @@ void SettleTrtllm(Options& options) {
     options.notes.push_back("--group_size is not needed: only --weight_only_precision=int4_gptq has groups");
   if (options.use_weight_only && options.use_fp8_rowwise)
     throw Usage("--use_weight_only and --use_fp8_rowwise are given, expected one of them");
-  if (target.sm && !options.use_weight_only && !gptq) throw Usage("--sm is given without --use_weight_only, expected both");
+  if (target.sm && !options.use_weight_only && !gptq)
+    throw Usage("--sm is given without --use_weight_only, expected both");
   if (target.disable_weight_only_quant_plugin && options.weight_only_precision == "int4")
     throw Usage("--disable_weight_only_quant_plugin is given with int4, expected int8: there are no other kernels");
   const bool quantises = options.use_fp8_rowwise || target.sm;

@@ -153,15 +153,15 @@ void Log::Done(const std::string& text, const Json& fields) {
   json_ ? Line(fields) : Say(fmt::format("reshard: {}\n", Printable(text)));
 }
 
-void Log::Failure(const Error& error) {
+void Log::Failure(const Error& error, int exit) {
   ClearBar();
-  Say(FailureText(error));
+  Say(FailureText(error, exit));
 }
 
-std::string Log::FailureText(const Error& error) const {
+std::string Log::FailureText(const Error& error, int exit) const {
   if (json_) {
     Json line = {
-        {"event", "error"}, {"code", CodeName(error.code())}, {"exit", ExitCode(error.code())}, {"text", error.what()}};
+        {"event", "error"}, {"code", CodeName(error.code())}, {"exit", exit}, {"text", error.what()}};
     if (!error.path().empty()) line["path"] = error.path();
     if (!error.tensor().empty()) line["tensor"] = error.tensor();
     return LineOf(line);
@@ -172,7 +172,9 @@ std::string Log::FailureText(const Error& error) const {
   return text;
 }
 
-std::string Log::LastWords(const Error& error) const { return (terminal_ ? kWipe : "") + FailureText(error); }
+std::string Log::LastWords(const Error& error, int exit) const {
+  return (terminal_ ? kWipe : "") + FailureText(error, exit);
+}
 
 void Log::Progress(const char* doing, uint64_t done, uint64_t total) {
   if (quiet_ || (!json_ && !terminal_)) return;

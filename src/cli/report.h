@@ -24,15 +24,15 @@ class Log {
   void SetQuiet(bool quiet) { quiet_ = quiet; }
   void Note(const std::string& text);
   void Done(const std::string& text, const Json& fields);
-  void Failure(const Error& error);  // never quiet
+  void Failure(const Error& error, int exit);  // never quiet
   // The line of a Failure, as a signal handler can write it: the bar, if there is one, is wiped out.
-  std::string LastWords(const Error& error) const;
+  std::string LastWords(const Error& error, int exit) const;
   // A bar with rate and ETA on a terminal, JSON lines where asked for, else nothing.
   void ProgressDone() { ClearBar(); }
   void Progress(const char* doing, uint64_t done, uint64_t total);
 
  private:
-  std::string FailureText(const Error& error) const;
+  std::string FailureText(const Error& error, int exit) const;
   void Line(const Json& fields);
   void Say(const std::string& text);
   void ClearBar();

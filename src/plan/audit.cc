@@ -158,7 +158,8 @@ ValueTensor WholeOf(const Piece& piece, const Part& part, const Files& files) {
   return OutputsOf(*part.value, shape[0], shape[1])[piece.output];
 }
 
-// What a value op takes beside the matrix is as it is stored, and goes with the domain and nothing else.
+// What a value op takes beside the matrix is as it is stored, and goes with the domain and nothing else, but for one
+// element for all of an axis.
 std::string ProblemOfOperands(const Part& part) {
   const Encoded& takes = part.value->takes;
   const std::vector<ValueTensor> stored = takes.Stored(part.shape[0], part.shape[1] * takes.columns_an_item());
@@ -171,8 +172,9 @@ std::string ProblemOfOperands(const Part& part) {
     for (size_t axis = 0; axis < part.shape.size(); ++axis) {
       const uint64_t extent = found.shape[axis], per = extent ? part.shape[axis] / extent : 0;
       const Box domain = DomainOf(part);
-      if (!per || part.shape[axis] % extent || domain.origin[axis] % per || domain.shape[axis] % per)
-        return fmt::format("operand {} goes with other elements too", i);
+      if (!per || part.shape[axis] % extent) return fmt::format("operand {} has a part of an element", i);
+      if (extent > 1 && (domain.origin[axis] % per || domain.shape[axis] % per))
+        return fmt::format("operand {} goes with elements outside of the domain", i);
     }
   }
   return "";

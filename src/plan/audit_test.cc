@@ -63,6 +63,56 @@ TEST(Audit, FindsAPieceThatOverlapsItself) {
 
 // Strides and blocks of all sorts; literals fill what the piece leaves, so that a plan is wrong only if a byte is
 // written twice.
+// FP8 rows with a scale each, carried over: 6 rows of 4 columns, of which the domain is `domain`.
+Plan CarriedPlan(const Box& domain) {
+  Plan plan;
+  plan.sources = {{"in", "in", 6 * 4 + 6 * 4, 0, 0}};
+  plan.source_tensors = {"a"};
+  plan.target_tensors = {"b"};
+  const uint64_t rows = domain.shape[0], columns = domain.shape[1];
+  plan.files = {{"out", rows * columns, {}}, {"scales", rows * 4, {}}};
+  Part part{"the part", {6, 4}, {RowMajor({6, 4}, Dtype::kF8E4M3)}, {}, domain};
+  part.value = ValueOp{ValueOp::Kind::kFp8AsIs, GemmLayout::kPlain, Dtype::kBF16, {Encoding::kFp8Rows, 0}};
+  Piece scales = RowMajor({6, 1}, Dtype::kF32);
+  scales.offset = 24;
+  part.operands = {{"scales", {6, 1}, {scales}, {}}};
+  part.targets = {RowMajor({rows, columns}, Dtype::kF8E4M3), RowMajor({rows}, Dtype::kF32)};
+  part.targets[1].output = 1;
+  part.targets[1].file = 1;
+  plan.parts = {part};
+  return plan;
+}
+
+TEST(Audit, LooksAtOperandsOfValueOps) {
+  const Plan whole = CarriedPlan({{0, 0}, {6, 4}});
+  EXPECT_THAT(Audit(whole), IsEmpty());
+  EXPECT_THAT(Audit(CarriedPlan({{2, 0}, {3, 4}})), IsEmpty());
+  EXPECT_THAT(Audit(CarriedPlan({{0, 2}, {6, 2}})), IsEmpty());  // a scale is for all columns
+  Plan without = whole;
+  without.parts[0].operands.clear();
+  EXPECT_THAT(Audit(without), Contains(HasSubstr("0 operands")));
+  Plan other = whole;
+  other.parts[0].operands[0].sources[0].dtype = Dtype::kF16;
+  EXPECT_THAT(Audit(other), Contains(HasSubstr("operand 1 is not what the value op takes")));
+  Plan beyond = whole;
+  beyond.parts[0].operands[0].sources[0].offset = 28;
+  EXPECT_THAT(Audit(beyond), Contains(HasSubstr("beyond the end of its file")));
+}
+
+TEST(Audit, CutsGroupsOfAnOperandNowhere) {
+  Plan plan;
+  plan.sources = {{"in", "in", 1024, 0, 0}};
+  plan.source_tensors = {"a"};
+  plan.parts = {{"the part", {8, 8}, {RowMajor({8, 8}, Dtype::kI32)}, {}, Box{{0, 4}, {8, 4}}}};
+  Part& part = plan.parts[0];
+  part.value = ValueOp{ValueOp::Kind::kGptq, GemmLayout::kPlain, Dtype::kF16, {Encoding::kGptq, 32}};
+  part.operands = {{"zeros", {1, 2}, {RowMajor({1, 2}, Dtype::kI32)}, {}},
+                   {"scales", {8, 2}, {RowMajor({8, 2}, Dtype::kF16)}, {}}};
+  EXPECT_THAT(Audit(plan), IsEmpty());
+  part.domain = Box{{0, 4}, {8, 2}};
+  EXPECT_THAT(Audit(plan), Contains(HasSubstr("operand 1 goes with elements outside of the domain")));
+}
+
 TEST(Audit, CountsEveryByte) {
   std::mt19937_64 random(1);
   auto pick = [&](uint64_t low, uint64_t high) { return low + random() % (high - low + 1); };

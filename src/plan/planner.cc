@@ -555,8 +555,8 @@ Planned MakePlan(Io& io, const Checkpoint& source, const Kind& kind, const Targe
 Paired PairUp(const Checkpoint& a, const Checkpoint& b) {
   for (const Checkpoint* checkpoint : {&a, &b})
     if (!checkpoint->quantised.tensors.empty())
-      throw Error(Code::kUnsupported, fmt::format("the linear weights are {}, expected plain ones to compare",
-                                                  checkpoint->quantised.what))
+      throw Error(Code::kUnsupported,
+                  fmt::format("the linear weights are {}, expected plain ones to compare", checkpoint->quantised.what))
           .At("reading", checkpoint->folder);
   return Pairing(a, b).Pair();
 }

@@ -51,6 +51,23 @@ RC_GTEST_PROP(Intersect, HoldsExactlyTheCommonCells, ()) {
   RC_ASSERT(common == Intersect(b, a));
 }
 
+RC_GTEST_PROP(Scaled, HoldsTheCellsThatStandForSomeOfTheBox, ()) {
+  size_t axes = AnyAxes();
+  Box box = AnyBox(axes);
+  Dims whole = Dims::Filled(axes, kExtent), scaled;
+  for (size_t axis = 0; axis < axes; ++axis) scaled.push_back(kExtent / *rc::gen::element<uint64_t>(1, 2, 3, 6));
+  const Box found = Scaled(box, whole, scaled);
+  ForEachCell(axes, [&](const Dims& cell) {
+    bool inside = true, expected = true;
+    for (size_t axis = 0; axis < axes; ++axis) {
+      inside &= cell[axis] < scaled[axis];
+      const uint64_t per = kExtent / scaled[axis], begin = cell[axis] * per, end = begin + per;
+      expected &= begin < box.origin[axis] + box.shape[axis] && box.origin[axis] < end;
+    }
+    if (inside) RC_ASSERT(Contains(found, cell) == expected);
+  });
+}
+
 RC_GTEST_PROP(Subtract, CoversWhatLiesOutsideOfTheHoleOnce, ()) {
   size_t axes = AnyAxes();
   Box box = AnyBox(axes), hole = AnyBox(axes);

@@ -213,6 +213,58 @@ TEST(Apply, ScalesRowsToFp8) {
   }
 }
 
+// As TensorRT-LLM's importer computes it, from nibbles that are taken out of the words one by one. 3 groups of 32
+// columns, 16 rows.
+TEST(Apply, CarriesGptqOver) {
+  const uint64_t rows = 16, columns = 96, group = 32, groups = columns / group;
+  std::mt19937 random(5);
+  std::vector<uint32_t> words(rows * columns / 8), zeros(rows / 8 * groups);
+  for (auto* numbers : {&words, &zeros})
+    for (uint32_t& number : *numbers) number = static_cast<uint32_t>(random());
+  std::vector<float> scales(rows * groups);
+  for (float& scale : scales) scale = static_cast<float>(random() % 1000 + 1) / 8192;
+  std::vector<uint16_t> halves(scales.size()), found_scales(scales.size()), found_zeros(scales.size());
+  Cast(Dtype::kF32, Dtype::kF16, scales.data(), halves.data(), scales.size());
+  for (GemmLayout layout : {GemmLayout::kBiased, GemmLayout::kInterleaved, GemmLayout::kPlain}) {
+    const ValueOp op{Kind::kGptq, layout, Dtype::kF16, {Encoding::kGptq, group}};
+    const uint64_t whole = layout == GemmLayout::kInterleaved ? 64 : columns;  // what the layout takes
+    std::vector<int8_t> values;
+    std::vector<uint32_t> taken;
+    for (uint64_t n = 0; n < rows; ++n)
+      for (uint64_t k = 0; k < whole; ++k) {
+        const uint32_t word = words[n * columns / 8 + k / 8];
+        if (k % 8 == 0) taken.push_back(word);
+        values.push_back(static_cast<int8_t>(static_cast<int>(word >> 4 * (k % 8) & 15) - 8));
+      }
+    std::vector<std::byte> expected(rows * whole / 2), found(expected.size());
+    Pack({Kind::kInt4, layout, Dtype::kF16}, values.data(), rows, whole, expected.data());
+    std::vector<uint32_t> some_zeros;
+    std::vector<uint16_t> some_halves;
+    const uint64_t some = whole / group;
+    for (uint64_t n = 0; n < rows / 8; ++n)
+      for (uint64_t b = 0; b < some; ++b) some_zeros.push_back(zeros[n * groups + b]);
+    for (uint64_t n = 0; n < rows; ++n)
+      for (uint64_t b = 0; b < some; ++b) some_halves.push_back(halves[n * groups + b]);
+    const ValueReport report =
+        Apply(op, Dtype::kI32, reinterpret_cast<std::byte*>(taken.data()), rows, whole / 8,
+              {reinterpret_cast<std::byte*>(some_zeros.data()), reinterpret_cast<std::byte*>(some_halves.data())},
+              {found.data(), reinterpret_cast<std::byte*>(found_scales.data()),
+               reinterpret_cast<std::byte*>(found_zeros.data())});
+    EXPECT_EQ(report.overflows, 0u);
+    EXPECT_EQ(found, expected);
+    for (uint64_t n = 0; n < rows; ++n)
+      for (uint64_t b = 0; b < some; ++b) {
+        const int z = static_cast<int>(some_zeros[n / 8 * some + b] >> 4 * (n % 8) & 15);
+        float scale, zero;
+        Cast(Dtype::kF16, Dtype::kF32, &some_halves[n * some + b], &scale, 1);
+        Cast(Dtype::kF16, Dtype::kF32, &found_zeros[n * some + b], &zero, 1);
+        ASSERT_EQ(found_scales[n * some + b], some_halves[n * some + b]);
+        const double exact = (7 - z) * static_cast<double>(scale);  // 11 bits and 4: rounded to 11
+        ASSERT_LE(std::fabs(zero - exact), std::fabs(exact) / 2048) << n << " " << b;
+      }
+  }
+}
+
 TEST(WhyNot, GivesBothNumbers) {
   const ValueOp int8{Kind::kInt8, GemmLayout::kInterleaved, Dtype::kF16},
       int4{Kind::kInt4, GemmLayout::kPlain, Dtype::kF16};

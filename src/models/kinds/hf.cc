@@ -151,8 +151,7 @@ class HfReader {
     auto has = [&](std::string_view end) {
       return std::any_of(names.begin(), names.end(), [&](const std::string& name) { return name.ends_with(end); });
     };
-    if (Exists(io_, folder_, "pytorch_model.bin") ||
-        Exists(io_, folder_, "pytorch_model.bin.index.json"))
+    if (Exists(io_, folder_, "pytorch_model.bin") || Exists(io_, folder_, "pytorch_model.bin.index.json"))
       throw Error(Code::kUnsupported,
                   "the weights are PyTorch pickles (pytorch_model.bin), expected safetensors; save the model as "
                   "safetensors first")

@@ -126,8 +126,8 @@ class Finder {
   // What older files say in a file of their own.
   void CheckGptqConfig() {
     if (method_ == kGptq) return CheckGptqConfig(checkpoint_.config[std::string(kKey)], checkpoint_.config_path);
-    const std::string path = JoinPath(options_.weights_path.empty() ? checkpoint_.folder : options_.weights_path,
-                                      "quantize_config.json");
+    const std::string path =
+        JoinPath(options_.weights_path.empty() ? checkpoint_.folder : options_.weights_path, "quantize_config.json");
     if (io_.Stat(path)) CheckGptqConfig(ParseJson(ReadWholeFile(io_, path, kMaxTreeBytes), path), path);
   }
 
@@ -190,7 +190,8 @@ class Finder {
     const auto layouts =
         ChooseLayouts(checkpoint_.model, checkpoint_.ranks, kHuggingFace.layouts, kHuggingFace.name, any);
     std::set<std::string> names;
-    for (TensorSpec& spec : TensorsOf(checkpoint_.model, checkpoint_.ranks, layouts)) names.insert(std::move(spec.name));
+    for (TensorSpec& spec : TensorsOf(checkpoint_.model, checkpoint_.ranks, layouts))
+      names.insert(std::move(spec.name));
     return names;
   }
 
@@ -202,8 +203,7 @@ class Finder {
           .At("reading", checkpoint_.folder)
           .Tensor(tensor.name);
     std::string bytes(size, '\0');
-    io_.OpenRead(checkpoint_.files[tensor.chunks[0].file].path)
-        ->ReadAt(bytes.data(), size, tensor.chunks[0].offset);
+    io_.OpenRead(checkpoint_.files[tensor.chunks[0].file].path)->ReadAt(bytes.data(), size, tensor.chunks[0].offset);
     return bytes;
   }
 

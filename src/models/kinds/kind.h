@@ -23,8 +23,8 @@ struct FileCopy {
 
 // What a user knows better than the files.
 struct OpenOptions {
-  std::string weights_path;  // where a HuggingFace folder's weights are instead: a safetensors file, or a folder
-  uint64_t kv_copies = 1;    // how often the tensors of a HuggingFace folder have each key and value head
+  std::string weights_path;   // where a HuggingFace folder's weights are instead: a safetensors file, or a folder
+  uint64_t kv_copies = 1;     // how often the tensors of a HuggingFace folder have each key and value head
   std::string model_type;     // a group of families ("llama", "qwen"); empty: as the files say
   std::string template_path;  // a HuggingFace folder whose config.json is the truth for what other kinds' cannot say
   std::optional<uint64_t> vocab_size;
@@ -39,9 +39,9 @@ struct EncodedTensor {
 };
 
 struct QuantisedWeights {
-  Encoded encoded;            // plain: there are none
-  std::string what, remedy;   // "GPTQ int4"; which conversion takes them
-  double fp8_bound = 1200.0;  // of the magnitude of the activations that FP8 weights meet
+  Encoded encoded;                     // plain: there are none
+  std::string what, remedy;            // "GPTQ int4"; which conversion takes them
+  double fp8_bound = 1200.0;           // of the magnitude of the activations that FP8 weights meet
   std::vector<EncodedTensor> tensors;  // by name
 };
 

@@ -165,8 +165,9 @@ std::string FullName(std::string_view prefix, size_t ranks, uint32_t rank, const
 
 const EncodedTensor* FindEncoded(const Checkpoint& checkpoint, std::string_view name) {
   const std::vector<EncodedTensor>& tensors = checkpoint.quantised.tensors;
-  auto found = std::lower_bound(tensors.begin(), tensors.end(), name,
-                                [](const EncodedTensor& tensor, std::string_view wanted) { return tensor.name < wanted; });
+  auto found =
+      std::lower_bound(tensors.begin(), tensors.end(), name,
+                       [](const EncodedTensor& tensor, std::string_view wanted) { return tensor.name < wanted; });
   return found != tensors.end() && found->name == name ? &*found : nullptr;
 }
 

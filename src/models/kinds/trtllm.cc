@@ -297,15 +297,13 @@ class TrtllmWriter {
     const std::string names[] = {spec.name, stem + (gptq ? "weights_scaling_factor" : "per_channel_scale"),
                                  stem + "zero"};
     std::array<StoredTensor, kValueOutputs> stored;
-    for (size_t i = 0; i < kValueOutputs; ++i)
-      stored[i] = {names[i], outputs[i].dtype, outputs[i].shape, {}, {}};
+    for (size_t i = 0; i < kValueOutputs; ++i) stored[i] = {names[i], outputs[i].dtype, outputs[i].shape, {}, {}};
     if (gptq)
       for (StoredTensor& tensor : stored) tensor.shape = {tensor.shape[1], tensor.shape[0]};
     if (op.kind != ValueOp::Kind::kFp8Rows && op.kind != ValueOp::Kind::kFp8AsIs)  // as if it were [inputs, outputs]
       stored[0].shape = {columns, rows * outputs[0].shape[1] / columns};
     return stored;
   }
-
 
   void Check(const TensorSpec& spec, const ValueOp& op) {
     std::string problem = WhyNot(op, spec.shape[0], spec.shape[1]);
@@ -332,8 +330,7 @@ class TrtllmWriter {
       StoredTensor& stored = derived.outputs[output];
       stored.shape = outputs[output].shape;
       if (ElementCount(stored.shape) == 0) continue;
-      const bool transposed =
-          tensor.op.kind == (output == 0 ? ValueOp::Kind::kInt8Scales : ValueOp::Kind::kGptq);
+      const bool transposed = tensor.op.kind == (output == 0 ? ValueOp::Kind::kInt8Scales : ValueOp::Kind::kGptq);
       stored.chunks[0].strides = transposed ? Dims{1, shape[0]} : RowMajorStrides(stored.shape);
       stored.chunks[0].box = WholeBox(stored.shape);
     }
@@ -374,8 +371,7 @@ class TrtllmWriter {
 bool Takes(Encoding encoding, const TargetOptions& options) {
   const auto quantisation = options.trtllm.quantisation;
   if (encoding == Encoding::kGptq) return quantisation == TrtllmOptions::Quantisation::kGptq;
-  return quantisation == TrtllmOptions::Quantisation::kNone ||
-         quantisation == TrtllmOptions::Quantisation::kFp8Rowwise;
+  return quantisation == TrtllmOptions::Quantisation::kNone || quantisation == TrtllmOptions::Quantisation::kFp8Rowwise;
 }
 
 // What the source's own quantisation decides.
@@ -390,9 +386,10 @@ void Settle(const Checkpoint& source, TargetOptions& options) {
   } else if (cut.group_size && *cut.group_size != encoded.group) {
     problem = fmt::format("groups of {} columns, expected {} as --group_size says", encoded.group, *cut.group_size);
   } else if (cut.version >= 13 && *options.dtype != Dtype::kF16) {
-    problem = fmt::format("GPTQ in a model of {}, expected F16 for TensorRT-LLM 0.{}, whose releases do not agree on "
-                          "its scales; give --dtype=fp16 or --trtllm_version=0.12",
-                          Row(*options.dtype).name, cut.version);
+    problem = fmt::format(
+        "GPTQ in a model of {}, expected F16 for TensorRT-LLM 0.{}, whose releases do not agree on "
+        "its scales; give --dtype=fp16 or --trtllm_version=0.12",
+        Row(*options.dtype).name, cut.version);
   }
   if (!problem.empty()) throw Error(Code::kMismatch, std::move(problem)).At("reading", source.folder);
 }

@@ -15,9 +15,8 @@ Model ModelFromTrtllmConfig(const Json& config, const std::string& path);
 TrtllmOptions CutOfTrtllmConfig(const Json& config, const std::string& path);
 
 // The text that TensorRT-LLM's own conversion writes: 4 spaces, no newline at the end. `source`: what of the
-// weights is carried over as it is quantised. `hf_config`, a config.json of transformers or null, gives the order of the
-// rope scaling's keys. Errors: kUnsupported, rope scaling of a type that
-// it does not know.
+// weights is carried over as it is quantised. `hf_config`, a config.json of transformers or null, gives the order of
+// the rope scaling's keys. Errors: kUnsupported, rope scaling of a type that it does not know.
 std::string TrtllmConfigText(const Model& model, const TrtllmOptions& options, const QuantisedWeights& source,
                              Dtype dtype, const Json& hf_config, const std::string& path);
 
