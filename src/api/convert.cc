@@ -225,7 +225,9 @@ struct Conversion::State {
   // The staged files, opened as a checkpoint, against the source.
   void VerifyStaged(const std::string& folder) {
     OpenOptions again = open;
-    if (source.kind == kHuggingFace.name) again.template_path = options.input;
+    const bool other_heads = open.kv_copies > 1;  // than the source's config says
+    if (source.kind == kHuggingFace.name && !other_heads) again.template_path = options.input;
+    again.kv_copies = 1;
     if (!again.vocab_size) again.vocab_size = source.model.sizes['V'];
     Checkpoint staged = OpenCheckpoint(io, folder, options.to, again);
     VerifyReport verified = VerifyCheckpoints(source, staged, options.run, {.hyperparameters = false});

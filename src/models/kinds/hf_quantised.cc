@@ -55,7 +55,9 @@ class Finder {
     if (fp8.empty() && method_ == kFbgemm) Disagree("fbgemm_fp8", kFp8Scale);
     std::sort(checkpoint_.quantised.tensors.begin(), checkpoint_.quantised.tensors.end(),
               [](const EncodedTensor& a, const EncodedTensor& b) { return a.name < b.name; });
-    std::erase_if(checkpoint_.tensors, [&](const StoredTensor& tensor) { return ignored_.count(tensor.name) > 0; });
+    std::erase_if(checkpoint_.tensors, [&](const StoredTensor& tensor) {
+      return ignored_.count(tensor.name) > 0 || implied_.count(tensor.name) > 0;
+    });
     checkpoint_.ignored.insert(checkpoint_.ignored.end(), ignored_.begin(), ignored_.end());
   }
 
@@ -166,7 +168,7 @@ class Finder {
             .At("reading", checkpoint_.files[tensor.chunks[0].file].path)
             .Tensor(name);
     }
-    ignored_.insert(name);
+    implied_.insert(name);
   }
 
   // Some writers give every quantised layer a bias, zero where the model has none.
@@ -212,7 +214,7 @@ class Finder {
   void FindFp8(const std::vector<std::string>& stems) {
     QuantisedWeights& quantised = checkpoint_.quantised;
     quantised.what = "FP8 with a scale a row (fbgemm_fp8)";
-    quantised.remedy = "--to=trtllm takes them as they are";
+    quantised.remedy = "--to=trtllm takes them as they are, without another quantisation";
     quantised.encoded = {Encoding::kFp8Rows, 0};
     const ConfigReader reader(checkpoint_.config[std::string(kKey)], checkpoint_.config_path);
     quantised.fp8_bound = reader.Positive("activation_scale_ub", 1200.0).get<double>();
@@ -229,6 +231,7 @@ class Finder {
   const OpenOptions& options_;
   Checkpoint& checkpoint_;
   const std::string method_;
+  std::set<std::string> implied_;  // by what else is there
   std::set<std::string> ignored_;
 };
 
