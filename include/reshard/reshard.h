@@ -50,6 +50,7 @@ struct TrtllmTarget {
   unsigned sm = 0;                      // GPU architecture to lay weight-only weights out for; 0: trtllm-build does it
   bool disable_weight_only_quant_plugin = false;
   bool fp8_kv_cache = false;
+  bool fp8_reciprocal_scales = false;       // fp8_rowwise: scales as a GPU computes them, up to one ulp off the others
   std::optional<uint64_t> group_size;       // int4_gptq: columns of a group, as the source must have them
   std::string quant_ckpt_path;              // int4_gptq: where the source's weights are instead; a file or a folder
   bool remove_duplicated_kv_heads = false;  // the source's key and value heads are there twice; one of each is kept

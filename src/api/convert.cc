@@ -55,6 +55,7 @@ TrtllmOptions TrtllmOptionsOf(const TrtllmTarget& target) {
   options.sm = target.sm;
   options.weight_only_plugin = !target.disable_weight_only_quant_plugin;
   options.fp8_kv_cache = target.fp8_kv_cache;
+  options.fp8_reciprocal = target.fp8_reciprocal_scales;
   options.group_size = target.group_size;
   options.remove_duplicated_kv_heads = target.remove_duplicated_kv_heads;
   return options;

@@ -228,6 +228,10 @@ const std::vector<OptionRow>& Table() {
               [](Options& o, const std::string&) { o.convert.trtllm.disable_weight_only_quant_plugin = true; })},
       {"--use_fp8_rowwise", "", kConvert, "trtllm: FP8 weights with a scale a row",
        Trtllm("--use_fp8_rowwise", [](Options& o, const std::string&) { o.use_fp8_rowwise = true; })},
+      {"--fp8_reciprocal_scales", "", kConvert,
+       "trtllm: FP8 scales as 0.12 computes them on a GPU; by default\nas later ones do on a CPU, up to one ulp apart",
+       Trtllm("--fp8_reciprocal_scales",
+              [](Options& o, const std::string&) { o.convert.trtllm.fp8_reciprocal_scales = true; })},
       {"--fp8_kv_cache", "", kConvert, "trtllm: an FP8 cache of keys and values",
        Trtllm("--fp8_kv_cache", [](Options& o, const std::string&) { o.convert.trtllm.fp8_kv_cache = true; })},
       {"--remove_duplicated_kv_heads", "", kConvert,
@@ -412,6 +416,8 @@ void SettleTrtllm(Options& options) {
   if (!options.weight_only_precision.empty() && !options.use_weight_only && !gptq)
     throw Usage("--weight_only_precision is given without --use_weight_only, expected both");
   if (gptq) SettleGptq(options);
+  if (target.fp8_reciprocal_scales && !options.use_fp8_rowwise)
+    throw Usage("--fp8_reciprocal_scales is given without --use_fp8_rowwise, expected both");
   if (!gptq && !target.quant_ckpt_path.empty())
     throw Usage("--quant_ckpt_path is given without --weight_only_precision=int4_gptq, expected both");
   if (!gptq && target.group_size)

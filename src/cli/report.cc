@@ -160,8 +160,7 @@ void Log::Failure(const Error& error, int exit) {
 
 std::string Log::FailureText(const Error& error, int exit) const {
   if (json_) {
-    Json line = {
-        {"event", "error"}, {"code", CodeName(error.code())}, {"exit", exit}, {"text", error.what()}};
+    Json line = {{"event", "error"}, {"code", CodeName(error.code())}, {"exit", exit}, {"text", error.what()}};
     if (!error.path().empty()) line["path"] = error.path();
     if (!error.tensor().empty()) line["tensor"] = error.tensor();
     return LineOf(line);

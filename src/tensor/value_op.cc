@@ -183,13 +183,15 @@ uint8_t ToE4M3(float value) {
   return static_cast<uint8_t>(sign | ((bits >> 20) - ((127 - 7) << 3)));
 }
 
-ValueReport ApplyFp8(RowReader& reader, uint64_t rows, uint64_t columns,
+ValueReport ApplyFp8(const ValueOp& op, RowReader& reader, uint64_t rows, uint64_t columns,
                      const std::array<std::byte*, kValueOutputs>& outputs) {
   ValueReport report;
   for (uint64_t row = 0; row < rows; ++row) {
     const float largest = Largest(reader, row, kFp8Clamp);
     if (std::isnan(largest) && !report.not_a_number) report.not_a_number = row;
-    const float scale = std::max(largest / kE4M3Max, static_cast<float>(1.0 / (448.0 * 512.0)));
+    const bool reciprocal = op.kind == ValueOp::Kind::kFp8RowsReciprocal;
+    const float quotient = reciprocal ? largest * (1 / kE4M3Max) : largest / kE4M3Max;
+    const float scale = std::max(quotient, static_cast<float>(1.0 / (448.0 * 512.0)));
     std::memcpy(outputs[1] + row * sizeof scale, &scale, sizeof scale);
     reader.ForEachChunk(row, [&](const float* values, uint64_t at, uint64_t count) {
       std::byte* out = outputs[0] + row * columns + at;
@@ -280,6 +282,7 @@ std::array<ValueTensor, kValueOutputs> OutputsOf(const ValueOp& op, uint64_t row
     case ValueOp::Kind::kInt8Scales:
       return {{{{rows, columns}, op.dtype}, {{rows}, op.dtype}, none}};
     case ValueOp::Kind::kFp8Rows:
+    case ValueOp::Kind::kFp8RowsReciprocal:
     case ValueOp::Kind::kFp8AsIs:
       return {{{{rows, columns}, Dtype::kF8E4M3}, {{rows}, Dtype::kF32}, none}};
     case ValueOp::Kind::kGptq: {
@@ -325,7 +328,8 @@ ValueReport Apply(const ValueOp& op, Dtype from, const std::byte* source, uint64
       report = ApplyScales(op, from, source, reader, rows, columns, outputs);
       break;
     case ValueOp::Kind::kFp8Rows:
-      report = ApplyFp8(reader, rows, columns, outputs);
+    case ValueOp::Kind::kFp8RowsReciprocal:
+      report = ApplyFp8(op, reader, rows, columns, outputs);
       break;
     case ValueOp::Kind::kFp8AsIs:
       ApplyFp8AsIs(source, rows, columns, operands[0], outputs);

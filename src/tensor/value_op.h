@@ -6,6 +6,7 @@
 //   weight-only int8, int4   [0] I8 [rows, columns * bits / 8], laid out for a class of GPUs; [1] scales [rows]
 //   scales only              [0] the rows, cast; [1] the scales of int8 [rows]
 //   FP8 row-wise             [0] F8_E4M3 [rows, columns]; [1] scales F32 [rows]
+//   FP8 row-wise, reciprocal the same with scales as a GPU divides by 448: times the nearest F32 to 1/448
 //   FP8 as it is             the same, of a matrix that is FP8 already
 //   GPTQ int4                [0] F16 [rows, columns / 4], laid out; [1] scales F16, [2] zeros F16 [rows, groups]
 //
@@ -54,7 +55,7 @@ struct Encoded {
 };
 
 struct ValueOp {
-  enum class Kind : uint8_t { kInt8, kInt4, kInt8Scales, kFp8Rows, kFp8AsIs, kGptq };
+  enum class Kind : uint8_t { kInt8, kInt4, kInt8Scales, kFp8Rows, kFp8RowsReciprocal, kFp8AsIs, kGptq };
   Kind kind = Kind::kInt8;
   GemmLayout layout = GemmLayout::kPlain;
   // Of the model: plain rows are cast to it before anything else; also of the scales of int8, int4.

@@ -116,9 +116,12 @@ def test_weight_only_without_the_plugin(tp, tmp_path):
     assert json.loads((tmp_path / "out" / "config.json").read_text())["disable_weight_only_quant_plugin"] is True
 
 
-def fp8_rows(weight):
+def fp8_rows(weight, reciprocal=False):
+    """`reciprocal`: torch divides by a constant on a GPU as it multiplies by the nearest float to its reciprocal."""
     x = weight.float().clamp(-1200.0, 1200.0)
-    scale = torch.maximum(x.abs().amax(1) / 448, torch.tensor(1 / (448 * 512)))
+    largest = x.abs().amax(1)
+    quotient = largest * torch.tensor(1 / 448, dtype=torch.float32) if reciprocal else largest / 448
+    scale = torch.maximum(quotient, torch.tensor(1 / (448 * 512)))
     return (x / scale[:, None]).clamp(-448, 448).to(torch.float8_e4m3fn), scale
 
 
@@ -152,6 +155,21 @@ def test_fp8_rowwise(dtype, tp, pp, version, tmp_path):
     quantization = json.loads((tmp_path / "out" / "config.json").read_text())["quantization"]
     assert quantization["quant_algo"] == "FP8_PER_CHANNEL_PER_TOKEN"
     assert quantization["clamp_val"] == [-1200.0, 1200.0]
+
+
+def test_fp8_scales_of_a_gpu(tmp_path):
+    source = model(tmp_path)
+    [tensors] = plain(tmp_path, source, "--dtype=bf16")
+    convert(source, tmp_path / "out", "--checkpoint_only", "--dtype=bf16", "--use_fp8_rowwise", "--fp8_reciprocal_scales",
+            to="trtllm")
+    got = load_file(tmp_path / "out" / "rank0.safetensors")
+    different = 0
+    for name in (f"transformer.layers.{layer}.mlp.{module}" for layer in (1, 2) for module in ("fc", "gate", "proj")):
+        weight, scale = fp8_rows(tensors[name + ".weight"], reciprocal=True)
+        assert torch.equal(got[name + ".weight"].view(torch.uint8), weight.view(torch.uint8)), name
+        assert torch.equal(got[name + ".per_channel_scale"], scale), name
+        different += (scale != fp8_rows(tensors[name + ".weight"])[1]).sum()
+    assert different > 0  # else both forms would pass
 
 
 def test_the_same_from_nemo_with_any_workers_and_little_memory(tmp_path):

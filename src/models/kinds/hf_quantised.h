@@ -13,8 +13,9 @@ Json WithoutQuantisation(Json config);
 
 // Finds the quantised weights among the tensors of `checkpoint`, whose config, ranks and files are read, and fills in
 // `quantised`. Drops the tensors that say which group a column of GPTQ's is in, once they say that the columns are in
-// order, and to `ignored` go biases of zeros that the model has no place for and bounds that the config has, too. Errors: kUnsupported (groups out of order, another number of bits),
-// kMismatch (config and tensors disagree, a tensor is missing), kCorrupt.
+// order, and to `ignored` go biases of zeros that the model has no place for and bounds that the config has, too.
+// Errors: kUnsupported (groups out of order, another number of bits), kMismatch (config and tensors disagree, a tensor
+// is missing), kCorrupt.
 void FindQuantised(Io& io, const OpenOptions& options, Checkpoint& checkpoint);
 
 }  // namespace reshard

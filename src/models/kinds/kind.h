@@ -79,6 +79,7 @@ struct TrtllmOptions {
   unsigned sm = 0;  // of the GPU that weight-only weights are laid out for; 0: left to trtllm-build
   bool weight_only_plugin = true;
   bool fp8_kv_cache = false;
+  bool fp8_reciprocal = false;              // FP8 scales as a GPU computes them
   std::optional<uint64_t> group_size;       // GPTQ: as the user expects it
   bool remove_duplicated_kv_heads = false;  // the config says so; OpenOptions::kv_copies does it
 };

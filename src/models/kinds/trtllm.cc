@@ -266,9 +266,10 @@ class TrtllmWriter {
         return cut_.sm ? std::optional(WeightOnly()) : std::nullopt;
       case TrtllmOptions::Quantisation::kFp8Rowwise:
         if (!HasFp8(spec.views[0].part.layer, EndsWithAny(spec.name, kAttention))) return std::nullopt;
-        return source_.encoded.encoding == Encoding::kFp8Rows
-                   ? ValueOp{ValueOp::Kind::kFp8AsIs, GemmLayout::kPlain, dtype_, source_.encoded}
-                   : ValueOp{ValueOp::Kind::kFp8Rows, GemmLayout::kPlain, dtype_};
+        if (source_.encoded.encoding == Encoding::kFp8Rows)
+          return ValueOp{ValueOp::Kind::kFp8AsIs, GemmLayout::kPlain, dtype_, source_.encoded};
+        return ValueOp{cut_.fp8_reciprocal ? ValueOp::Kind::kFp8RowsReciprocal : ValueOp::Kind::kFp8Rows,
+                       GemmLayout::kPlain, dtype_};
       case TrtllmOptions::Quantisation::kGptq:
         return ValueOp{ValueOp::Kind::kGptq, *GemmLayoutOf(cut_.sm), Dtype::kF16, source_.encoded};
     }
@@ -300,7 +301,7 @@ class TrtllmWriter {
     for (size_t i = 0; i < kValueOutputs; ++i) stored[i] = {names[i], outputs[i].dtype, outputs[i].shape, {}, {}};
     if (gptq)
       for (StoredTensor& tensor : stored) tensor.shape = {tensor.shape[1], tensor.shape[0]};
-    if (op.kind != ValueOp::Kind::kFp8Rows && op.kind != ValueOp::Kind::kFp8AsIs)  // as if it were [inputs, outputs]
+    if (outputs[0].dtype != Dtype::kF8E4M3)  // as if it were [inputs, outputs]
       stored[0].shape = {columns, rows * outputs[0].shape[1] / columns};
     return stored;
   }
