@@ -64,6 +64,8 @@ function(reshard_test name)
   gtest_discover_tests(${name} DISCOVERY_TIMEOUT 60)
 endfunction()
 
+file(WRITE ${PROJECT_BINARY_DIR}/fuzz-targets.txt "")
+
 # reshard_fuzz(NAME SOURCE x_fuzz.cc CORPUS folder DEPENDS ...): libFuzzer under the fuzz preset; elsewhere a program that
 # replays the corpus, as a test.
 function(reshard_fuzz name)
@@ -71,6 +73,9 @@ function(reshard_fuzz name)
   if(RESHARD_FUZZ)
     add_executable(${name} ${ARG_SOURCE})
     target_link_options(${name} PRIVATE -fsanitize=fuzzer)
+    # What fuzz/run runs: the program, and the inputs to start from.
+    file(APPEND ${PROJECT_BINARY_DIR}/fuzz-targets.txt
+      "${CMAKE_CURRENT_BINARY_DIR}/${name} ${CMAKE_CURRENT_SOURCE_DIR}/${ARG_CORPUS}\n")
   elseif(RESHARD_TESTS)
     add_executable(${name} ${ARG_SOURCE} ${PROJECT_SOURCE_DIR}/fuzz/replay_main.cc)
     add_test(NAME ${name}_replay COMMAND ${name} ${CMAKE_CURRENT_SOURCE_DIR}/${ARG_CORPUS})

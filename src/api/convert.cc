@@ -9,6 +9,7 @@
 #include "api/verify.h"
 #include "base/bytes.h"
 #include "base/hash.h"
+#include "base/text.h"
 #include "execute/execute.h"
 #include "execute/publish.h"
 #include "models/kinds/kind.h"

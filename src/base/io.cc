@@ -338,6 +338,12 @@ void WriteWholeFile(Io& io, const std::string& path, const std::string& bytes) {
   file->WriteAt(bytes.data(), bytes.size(), 0);
 }
 
+std::string ParentOf(const std::string& path) {
+  const size_t slash = path.rfind('/');
+  if (slash == std::string::npos) return ".";
+  return slash == 0 ? "/" : path.substr(0, slash);
+}
+
 std::string JoinPath(const std::string& folder, const std::string& name) {
   if (folder.empty()) return name;
   return folder.back() == '/' ? folder + name : folder + "/" + name;

@@ -84,6 +84,8 @@ std::string ReadWholeFile(Io& io, const std::string& path, uint64_t limit);
 // Creates or replaces; not synced.
 void WriteWholeFile(Io& io, const std::string& path, const std::string& bytes);
 
+// "a" of "a/b", "/" of "/a", "." of "a".
+std::string ParentOf(const std::string& path);
 std::string JoinPath(const std::string& folder, const std::string& name);
 
 }  // namespace reshard

@@ -207,15 +207,6 @@ class Scanner {
 
 }  // namespace
 
-bool IsUtf8(const std::string& text) {
-  try {
-    Json(text).dump();
-    return true;
-  } catch (const Json::exception&) {
-    return false;
-  }
-}
-
 Json ParseJson(std::string_view text, const std::string& path) {
   Builder builder(text, path);
   ReadJson(text, path, builder);

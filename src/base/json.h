@@ -39,9 +39,6 @@ std::string PythonJson(const Json& value, bool sort_keys, int indent = 2);
 // Python's repr of a float: shortest digits that round-trip, ".0" kept, exponent below 1e-4 and from 1e16 on ("1e-05").
 std::string PythonFloat(double value);
 
-// Whether JSON and YAML can hold the text.
-bool IsUtf8(const std::string& text);
-
 // `text` with the value of the top-level key `key` replaced by the JSON text `value`, every other byte kept; nullopt
 // where the object has no such key. `text` must have passed ParseJson.
 std::optional<std::string> ReplaceTopLevelValue(std::string_view text, std::string_view key, std::string_view value);

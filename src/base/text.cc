@@ -30,6 +30,12 @@ std::optional<char32_t> TakeCodePoint(std::string_view& text) {
   return code;
 }
 
+bool IsUtf8(std::string_view text) {
+  while (!text.empty())
+    if (!TakeCodePoint(text)) return false;
+  return true;
+}
+
 std::optional<char32_t> FirstHidden(std::string_view text) {
   while (!text.empty()) {
     const std::optional<char32_t> code = TakeCodePoint(text);

@@ -11,6 +11,8 @@ namespace reshard {
 // UTF-8 (an overlong form, a surrogate, a cut sequence).
 std::optional<char32_t> TakeCodePoint(std::string_view& text);
 
+bool IsUtf8(std::string_view text);
+
 // The first of the characters that show as nothing or change how the text around them shows (controls, bidi controls),
 // in a text that is UTF-8.
 std::optional<char32_t> FirstHidden(std::string_view text);

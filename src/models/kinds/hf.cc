@@ -120,10 +120,8 @@ class HfReader {
         throw Error(Code::kNotFound, "there is no such file or folder, expected the quantised weights")
             .At("reading", options_.weights_path);
       if (info->type == FileInfo::Type::kFile) {
-        const std::string& path = options_.weights_path;
-        const size_t slash = path.rfind('/');
-        folder_ = slash == std::string::npos ? "." : path.substr(0, slash);
-        return ReadShard(path.substr(slash + 1));
+        folder_ = ParentOf(options_.weights_path);
+        return ReadShard(options_.weights_path.substr(options_.weights_path.rfind('/') + 1));
       }
       folder_ = options_.weights_path;
     }

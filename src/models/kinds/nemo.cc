@@ -7,6 +7,7 @@
 #include "archive/torch_zip.h"
 #include "base/error.h"
 #include "base/hash.h"
+#include "base/text.h"
 #include "base/yaml.h"
 #include "formats/zarr2/zarr2.h"
 #include "models/kinds/config_reader.h"
