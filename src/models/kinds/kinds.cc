@@ -172,9 +172,10 @@ const EncodedTensor* FindEncoded(const Checkpoint& checkpoint, std::string_view 
 }
 
 const StoredTensor* FindTensor(const Checkpoint& checkpoint, uint32_t rank, std::string_view name) {
-  auto found = std::lower_bound(
-      checkpoint.tensors.begin(), checkpoint.tensors.end(), std::tie(rank, name),
-      [](const StoredTensor& tensor, const auto& wanted) { return std::tie(tensor.rank, tensor.name) < wanted; });
+  auto found = std::lower_bound(checkpoint.tensors.begin(), checkpoint.tensors.end(), std::pair(rank, name),
+                                [](const StoredTensor& tensor, const std::pair<uint32_t, std::string_view>& wanted) {
+                                  return std::pair(tensor.rank, std::string_view(tensor.name)) < wanted;
+                                });
   return found != checkpoint.tensors.end() && found->rank == rank && found->name == name ? &*found : nullptr;
 }
 
