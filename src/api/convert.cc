@@ -224,8 +224,8 @@ struct Conversion::State {
         .Also(std::move(lines));
   }
 
-  // The staged files, opened as a checkpoint, against the source.
-  void VerifyStaged(const std::string& folder) {
+  // The target's files, opened as a checkpoint, against the source.
+  void VerifyFiles(const std::string& folder, const char* remedy) {
     OpenOptions again = open;
     const bool other_heads = open.kv_copies > 1;  // than the source's config says
     if (source.kind == kHuggingFace.name && !other_heads) again.template_path = options.input;
@@ -234,23 +234,48 @@ struct Conversion::State {
     Checkpoint staged = OpenCheckpoint(io, folder, options.to, again);
     VerifyReport verified = VerifyCheckpoints(source, staged, options.run, {.hyperparameters = false});
     if (verified.equal) return;
-    throw Error(
-        Code::kMismatch,
-        fmt::format("the staged files differ from the source in {} tensors, expected none; nothing is published",
-                    std::count_if(verified.tensors.begin(), verified.tensors.end(),
-                                  [](const TensorDifference& tensor) { return tensor.verdict == "differs"; })))
+    throw Error(Code::kMismatch,
+                fmt::format("the files differ from the source in {} tensors, expected none; {}",
+                            std::count_if(verified.tensors.begin(), verified.tensors.end(),
+                                          [](const TensorDifference& tensor) { return tensor.verdict == "differs"; }),
+                            remedy))
         .At("verifying", options.output);
+  }
+
+  // All that a target's bytes depend on besides the source.
+  Json OptionsRecord() const {
+    Json record = {{"convert_from", source.kind},
+                   {"convert_to", options.to},
+                   {"model_type", options.model_type},
+                   {"hf_model_name", options.hf_model_name},
+                   {"dtype", options.dtype},
+                   {"max_shard_size", options.max_shard_size},
+                   {"vocab_size", options.vocab_size ? Json(*options.vocab_size) : Json(nullptr)},
+                   {"untie_embeddings", options.untie_embeddings},
+                   {"allow_rope_config_only", options.rope_config_only},
+                   {"allow_overflow", options.allow_overflow}};
+    if (options.to != kTrtllm.name) return record;
+    const TrtllmTarget& cut = options.trtllm;
+    record["trtllm"] = {{"tp_size", cut.tp_size},
+                        {"pp_size", cut.pp_size},
+                        {"use_parallel_embedding", cut.use_parallel_embedding},
+                        {"embedding_sharding_dim", cut.embedding_sharding_dim},
+                        {"use_embedding_sharing", cut.use_embedding_sharing},
+                        {"version", cut.version},
+                        {"quantisation", cut.quantisation},
+                        {"sm", cut.sm},
+                        {"disable_weight_only_quant_plugin", cut.disable_weight_only_quant_plugin},
+                        {"fp8_kv_cache", cut.fp8_kv_cache},
+                        {"fp8_reciprocal_scales", cut.fp8_reciprocal_scales},
+                        {"group_size", cut.group_size ? Json(*cut.group_size) : Json(nullptr)},
+                        {"quant_ckpt_path", cut.quant_ckpt_path},
+                        {"remove_duplicated_kv_heads", cut.remove_duplicated_kv_heads}};
+    return record;
   }
 
   Json Receipt(const ExecuteReport& done) const {
     Json receipt = {{"reshard", Version()}, {"plan_id", planned.plan.id}};
-    receipt["options"] = {{"convert_from", source.kind},
-                          {"convert_to", options.to},
-                          {"dtype", options.dtype},
-                          {"max_shard_size", options.max_shard_size},
-                          {"hf_model_name", options.hf_model_name},
-                          {"untie_embeddings", options.untie_embeddings},
-                          {"allow_overflow", options.allow_overflow}};
+    receipt["options"] = OptionsRecord();
     receipt["sources"] = Json::array();
     for (size_t i = 0; i < planned.plan.sources.size(); ++i) {
       const SourceFile& file = planned.plan.sources[i];
@@ -329,10 +354,13 @@ struct Conversion::State {
       stage->Discard();
       stage = Claim(io, TargetFolder());
     }
-    if (!stage) return {true, 0, 0, planned.plan.files.size(), {}};
+    if (!stage) {
+      if (options.verify) VerifyFiles(options.output, "they have changed since; move them away and run again");
+      return {true, 0, 0, planned.plan.files.size(), {}};
+    }
     if (!done) done = OrDiscard(*stage, [&] { return Fill(*stage); });
     RefuseOverflow(*done);
-    if (options.verify) OrDiscard(*stage, [&] { VerifyStaged(stage->folder()); });
+    if (options.verify) OrDiscard(*stage, [&] { VerifyFiles(stage->folder(), "nothing is published"); });
     stage->Publish(Receipt(*done));
     return ReportOf(*done);
   }

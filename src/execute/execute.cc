@@ -267,6 +267,7 @@ ExecuteReport Execution::Perform() {
   MakeFolders();
   MakeFiles();
   OpQueue(plan_.parts, options_).Run(limit_.workers, [this](Turn& turn) { Worker(*this, turn).Work(); });
+  CheckUnchanged(io_, plan_.sources);
   SyncAll();
   ReportOverflows();
   return std::move(report_);

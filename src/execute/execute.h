@@ -49,9 +49,9 @@ struct ExecuteReport {
 
 // Makes every file of the plan below `staging` (folders too): size, literals, data; hashes each when it is complete and
 // syncs them all. Open files are a bounded cache that also works with `ulimit -n 64`. Write-back is started behind the
-// cursor, so that dirty pages stay bounded. Source files are checked against SourceFile's size and mtime when opened.
-// Errors: kMismatch (a source changed; overlapping sources differ: names both tensors, the first index and both
-// values), kCorrupt, kIo, kNoSpace, kCancelled. After an error the staging folder holds rubbish.
+// cursor, so that dirty pages stay bounded. Source files are checked against what SourceFile says of them when they are
+// opened and at the end. Errors: kMismatch (a source changed; overlapping sources differ: names both tensors, the first
+// index and both values), kCorrupt, kIo, kNoSpace, kCancelled. After an error the staging folder holds rubbish.
 ExecuteReport Execute(const Plan& plan, const std::string& staging, Io& io, const ExecuteOptions& options);
 
 // The bytes one worker needs beside its stack.

@@ -6,6 +6,7 @@
 #include <cerrno>
 #include <chrono>
 #include <filesystem>
+#include <fstream>
 #include <limits>
 #include <thread>
 
@@ -309,6 +310,33 @@ TEST(Execute, RefusesASourceThatChanged) {
               {"reading source: the file changed since the plan"});
   ExpectError([&] { Execute(other_size, folder / "out", io, {}); }, Code::kMismatch,
               {"the file changed since the plan: it has 64 bytes, expected 65"});
+}
+
+// Half of it has been read by then: what is staged is of no state that the file ever was in.
+TEST(Execute, RefusesASourceThatChangesWhileItIsRead) {
+  ScratchFolder folder;
+  Plan plan = SimplePlan(folder, std::string(64, 'x'), Dtype::kF32, Dtype::kF32);
+  const std::string path = plan.sources[0].path;
+  std::function<void()> changes[] = {
+      [&] {
+        std::fstream(path, std::ios::in | std::ios::out | std::ios::binary).write("yyyy", 4);
+        std::filesystem::last_write_time(path, std::filesystem::file_time_type::clock::now() + std::chrono::seconds(1));
+      },
+      [&] {
+        const auto time = std::filesystem::last_write_time(path);
+        std::ofstream(path + ".new") << std::string(64, 'z');
+        std::filesystem::last_write_time(path + ".new", time);
+        std::filesystem::rename(path + ".new", path);
+      },
+      [&] { std::filesystem::remove(path); }};
+  for (const auto& change : changes) {
+    plan = SimplePlan(folder, std::string(64, 'x'), Dtype::kF32, Dtype::kF32);
+    TestIo io;
+    io.on_write = [&] {
+      if (std::filesystem::exists(path)) change();
+    };
+    ExpectError([&] { Execute(plan, folder / "out", io, {}); }, Code::kMismatch, {"reading source: the file"});
+  }
 }
 
 TEST(Execute, ReportsASourceThatIsCutOff) {

@@ -41,9 +41,9 @@ std::shared_ptr<File> OpenFiles::Get(size_t number) {
   return slot.file;
 }
 
-std::unique_ptr<File> OpenSource(Io& io, const SourceFile& source) {
-  std::unique_ptr<File> file = io.OpenRead(source.path);
-  FileInfo info = file->Info();
+namespace {
+
+void CheckUnchanged(const FileInfo& info, const SourceFile& source) {
   if (info.size != source.size)
     throw Error(Code::kMismatch, fmt::format("the file changed since the plan: it has {} bytes, expected {}; run again",
                                              info.size, source.size))
@@ -53,6 +53,23 @@ std::unique_ptr<File> OpenSource(Io& io, const SourceFile& source) {
                                              "expected {}; run again",
                                              info.mtime_ns, source.mtime_ns))
         .At("reading", source.relative);
+}
+
+}  // namespace
+
+void CheckUnchanged(Io& io, const std::vector<SourceFile>& sources) {
+  for (const SourceFile& source : sources) {
+    const std::optional<FileInfo> info = io.Stat(source.path);
+    if (!info || info->inode != source.inode)
+      throw Error(Code::kMismatch, "the file was replaced while it was read, expected it to stay; run again")
+          .At("reading", source.relative);
+    CheckUnchanged(*info, source);
+  }
+}
+
+std::unique_ptr<File> OpenSource(Io& io, const SourceFile& source) {
+  std::unique_ptr<File> file = io.OpenRead(source.path);
+  CheckUnchanged(file->Info(), source);
   return file;
 }
 

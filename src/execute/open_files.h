@@ -43,6 +43,10 @@ class OpenFiles {
   std::list<size_t> recent_;  // most recently used first
 };
 
+// kMismatch where a file is not any more what it was when it was planned with: after all of it has been read, what was
+// read is of one state.
+void CheckUnchanged(Io& io, const std::vector<SourceFile>& sources);
+
 // Opens a source for reading. kMismatch where it is not the file that was planned with.
 std::unique_ptr<File> OpenSource(Io& io, const SourceFile& source);
 

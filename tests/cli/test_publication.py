@@ -37,6 +37,17 @@ def test_finished_command_run_again(source, tmp_path):
     assert mtimes(tmp_path / "out") == before
 
 
+def test_finished_command_run_again_to_verify(source, tmp_path):
+    convert(source, tmp_path / "out", "--to=hf")
+    assert run("convert", source, tmp_path / "out", "--to=hf", "--verify").code == 0
+    weights = tmp_path / "out" / "model.safetensors"
+    damaged = bytearray(weights.read_bytes())
+    damaged[-1] ^= 1
+    weights.write_bytes(damaged)
+    assert run("convert", source, tmp_path / "out", "--to=hf").code == 0  # by sizes alone
+    assert_refused(run("convert", source, tmp_path / "out", "--to=hf", "--verify"), (6,), r"differ from the source in 1")
+
+
 def test_other_command_on_a_finished_target(source, tmp_path):
     convert(source, tmp_path / "out", *TO_NEMO)
     before = hashes(tmp_path / "out")
