@@ -104,9 +104,10 @@ struct Conversion::State {
 
   void RefuseComparison() const {
     if (options.verify && !source.quantised.tensors.empty())
-      throw Error(Code::kUnsupported, fmt::format("the linear weights are {}, expected plain ones to compare; leave "
-                                                  "--verify out",
-                                                  source.quantised.what))
+      throw Error(Code::kUnsupported,
+                  fmt::format("the linear weights are quantised ({}), expected plain ones to compare; leave "
+                              "--verify out",
+                              source.quantised.what))
           .At("reading", options.input);
   }
 

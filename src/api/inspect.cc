@@ -88,7 +88,7 @@ InspectReport Inspect(const std::string& path, const SourceHints& hints, const R
   report.dtypes.assign(dtypes.begin(), dtypes.end());
   for (const SourceFile& file : checkpoint.files) report.shards.push_back({file.relative, file.size});
   if (!checkpoint.quantised.tensors.empty())
-    report.notes.push_back(fmt::format("the linear weights are {}{}; {}", checkpoint.quantised.what,
+    report.notes.push_back(fmt::format("the linear weights are quantised ({}{}); {}", checkpoint.quantised.what,
                                        GroupsOf(checkpoint.quantised.encoded), checkpoint.quantised.remedy));
   if (!checkpoint.vocabulary_doubt.empty()) report.notes.push_back(checkpoint.vocabulary_doubt);
   if (!checkpoint.ignored.empty())

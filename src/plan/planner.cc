@@ -161,8 +161,9 @@ class Planner {
   void CheckCastable() const {
     const QuantisedWeights& quantised = source_.quantised;
     if (!have_.encoded.empty() && !(kind_.takes && kind_.takes(quantised.encoded.encoding, options_)))
-      throw Error(Code::kUnsupported, fmt::format("the linear weights are {}, expected plain ones for this target; {}",
-                                                  quantised.what, quantised.remedy))
+      throw Error(Code::kUnsupported,
+                  fmt::format("the linear weights are quantised ({}), expected plain ones for this target; {}",
+                              quantised.what, quantised.remedy))
           .At(kPlanning, source_.folder);
     std::vector<std::string> problems;
     for (const auto& [key, pieces] : have_.pieces)
@@ -556,7 +557,8 @@ Paired PairUp(const Checkpoint& a, const Checkpoint& b) {
   for (const Checkpoint* checkpoint : {&a, &b})
     if (!checkpoint->quantised.tensors.empty())
       throw Error(Code::kUnsupported,
-                  fmt::format("the linear weights are {}, expected plain ones to compare", checkpoint->quantised.what))
+                  fmt::format("the linear weights are quantised ({}), expected plain ones to compare",
+                              checkpoint->quantised.what))
           .At("reading", checkpoint->folder);
   return Pairing(a, b).Pair();
 }

@@ -443,14 +443,16 @@ def rope_linear_without_factor(folder):
 
 
 def quantised(method):
-    return config(quantization_config={"quant_method": method, "bits": 4, "group_size": 128})
+    return config(quantization_config={"quant_method": method, "bits": 4, "group_size": 16})
 
 
 @broken(5, r"gptq", r"quanti[sz]")
 def quantised_gptq(folder):
     """GPTQ checkpoint given as a plain one"""
-    named = {name: tensor for name, tensor in tensors().items() if "q_proj" not in name}
-    write_hf(folder, quantised("gptq"), {**named, Q0.replace("weight", "qweight"): Tensor("I32", (2, 16), b"\1" * 128)})
+    named = {name: tensor for name, tensor in tensors().items() if name != Q0}
+    gptq = {"qweight": Tensor("I32", (2, 16), b"\1" * 128), "qzeros": Tensor("I32", (1, 2), b"\1" * 8),
+            "scales": Tensor("F16", (1, 16), b"\1" * 32)}
+    write_hf(folder, quantised("gptq"), {**named, **{Q0.replace("weight", end): tensor for end, tensor in gptq.items()}})
 
 
 @broken(5, r"awq", r"quanti[sz]")
