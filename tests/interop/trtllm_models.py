@@ -3,11 +3,13 @@
 import dataclasses
 import json
 import pathlib
+import re
 
 import models
+import pytest
 import safetensors.torch
 import trtllm_reference
-from program import convert, files
+from program import assert_nothing_published, convert, files
 from safetensors.torch import load_file
 from trtllm_reference import Layout, Quantization
 
@@ -45,6 +47,11 @@ def to_trtllm(source, target, layout, *options, code=0):
     return convert(source, target, "--checkpoint_only", *layout.options(), *options, to="trtllm", code=code)
 
 
+def sample(cells, step):
+    """Names of cells as parameters; all but every step-th are for `scripts/test --all`."""
+    return [pytest.param(name, marks=[] if i % step == 0 else pytest.mark.slow) for i, name in enumerate(cells)]
+
+
 def rank_files(folder):
     return {int(p.stem[4:]): p for p in pathlib.Path(folder).glob("rank*.safetensors")}
 
@@ -62,14 +69,35 @@ def hf_settings(source):
 
 
 def assert_trtllm_folder(folder, source, layout, dtype, version=12, quantization=Quantization()):
-    """Every file of the folder: the ranks as the safetensors library writes them, config.json as text."""
-    names = {f"rank{rank}.safetensors" for rank in layout.ranks}
+    """Every file of the folder is what the reference makes of the source."""
+    args = source.config, source.tensors, layout
+    ranks = [trtllm_reference.rank_tensors(*args, rank, dtype, quantization) for rank in layout.ranks]
+    cfg = trtllm_reference.config(hf_settings(source), layout, dtype, version, quantization)
+    assert_trtllm_files(folder, ranks, cfg)
+
+
+def assert_trtllm_files(folder, ranks, cfg):
+    """Every file of the folder: the ranks' tensors as the safetensors library writes them, config.json as text."""
     got = files(folder)
-    assert set(got) == {"config.json"} | names
-    for rank in layout.ranks:
-        want = trtllm_reference.rank_tensors(source.config, source.tensors, layout, rank, dtype, quantization)
+    assert set(got) == {"config.json"} | {f"rank{rank}.safetensors" for rank in range(len(ranks))}
+    for rank, want in enumerate(ranks):
         models.assert_equal(load_file(got[f"rank{rank}.safetensors"]), want)
         library = safetensors.torch.save({name: t.contiguous() for name, t in want.items()})
         models.assert_same_file(got[f"rank{rank}.safetensors"].read_bytes(), library)
-    cfg = trtllm_reference.config(hf_settings(source), layout, dtype, version, quantization)
     assert got["config.json"].read_text() == trtllm_reference.config_text(cfg)
+
+
+def change_config(source, **changes):
+    """Changes keys of the model's config.json; `...` takes one out."""
+    settings = {key: value for key, value in {**hf_settings(source), **changes}.items() if value is not ...}
+    (source.path / "config.json").write_text(json.dumps(settings, indent=2))
+
+
+def assert_refused(source, target, *options, says, codes, to="trtllm"):
+    """An error of one of these codes with all these words (regular expressions), and nothing published."""
+    needed = dict(trtllm=["--checkpoint_only"], nemo=["--hf_model_name=example/model"], hf=[])
+    result = convert(source, target, *needed[to], *options, to=to, code=codes)
+    assert result.err.startswith("reshard: error: "), result
+    missing = [word for word in says if not re.search(word, result.err)]
+    assert not missing, f"no {missing} in {result}"
+    assert_nothing_published(target)

@@ -38,6 +38,10 @@ class Layout:
 class Quantization:
     weights: str = None
     cache: str = None
+    group_size: int = 128
+    clamp: tuple = None  # of activations, for FP8
+    zero_point: bool = False
+    meta_recipe: bool = False  # of 0.15: FP8 as in Meta's checkpoints, in inner MLPs only
 
 
 def piece(t, axis, parts, i):
@@ -151,11 +155,11 @@ def config(settings, layout, dtype, version=12, quantization=Quantization()):
     cfg.update(num_key_value_heads=settings.get("num_key_value_heads", heads), intermediate_size=settings["intermediate_size"])
     mapping = dict(world_size=layout.tp * layout.pp, gpus_per_node=8, cp_size=1, tp_size=layout.tp, pp_size=layout.pp)
     mapping.update(moe_tp_size=layout.tp, moe_ep_size=1)
-    quant = dict(quant_algo=quantization.weights, kv_cache_quant_algo=quantization.cache, group_size=128)
-    quant.update(smoothquant_val=0.5 if version >= 13 else None, clamp_val=None)
+    quant = dict(quant_algo=quantization.weights, kv_cache_quant_algo=quantization.cache)
+    quant.update(group_size=quantization.group_size, smoothquant_val=0.5 if version >= 13 else None, clamp_val=quantization.clamp)
     if version >= 15:
-        quant.update(use_meta_recipe=False)
-    quant.update(has_zero_point=False, pre_quant_scale=False, exclude_modules=None)
+        quant.update(use_meta_recipe=quantization.meta_recipe)
+    quant.update(has_zero_point=quantization.zero_point, pre_quant_scale=False, exclude_modules=None)
     cfg.update(mapping=mapping, quantization=quant, use_parallel_embedding=layout.embedding_dim is not None)
     cfg.update(embedding_sharding_dim=layout.embedding_dim or 0, share_embedding_table=layout.shared)
     cfg.update(head_size=settings.get("head_dim") or settings["hidden_size"] // heads, qk_layernorm=False)
