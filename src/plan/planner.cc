@@ -158,13 +158,19 @@ class Planner {
     return have_.pieces[key];
   }
 
-  void CheckCastable() const {
-    const QuantisedWeights& quantised = source_.quantised;
-    if (!have_.encoded.empty() && !(kind_.takes && kind_.takes(quantised.encoded.encoding, options_)))
-      throw Error(Code::kUnsupported,
-                  fmt::format("the linear weights are quantised ({}), expected plain ones for this target; {}",
-                              quantised.what, quantised.remedy))
+  void CheckTaken() const {
+    if (have_.encoded.empty()) return;
+    const QuantisedWeights& weights = source_.quantised;
+    const auto instead = kind_.refuses ? kind_.refuses(weights, options_) : std::optional(weights.remedy);
+    if (instead)
+      throw Error(Code::kUnsupported, fmt::format("the linear weights are quantised ({}), expected plain ones for this "
+                                                  "target; {}",
+                                                  weights.what, *instead))
           .At(kPlanning, source_.folder);
+  }
+
+  void CheckCastable() const {
+    CheckTaken();
     std::vector<std::string> problems;
     for (const auto& [key, pieces] : have_.pieces)
       if (!pieces.empty() && !IsCastable(pieces[0].dtype))

@@ -156,6 +156,12 @@ class Finder {
     const std::string name = stem + std::string(kGroups);
     if (!FindTensor(checkpoint_, 0, name)) return;
     const StoredTensor& tensor = Get(name, 1);
+    const uint64_t columns = Get(stem + std::string(kCodes), 2).shape[0] * kColumnsAWord;
+    if (tensor.dtype != Dtype::kI32 || tensor.shape[0] != columns)
+      throw Error(Code::kMismatch,
+                  fmt::format("{} {}, expected I32 [{}]", Row(tensor.dtype).name, ToString(tensor.shape), columns))
+          .At("reading", checkpoint_.files[tensor.chunks[0].file].path)
+          .Tensor(name);
     const std::string bytes = Read(tensor);
     const uint64_t group = checkpoint_.quantised.encoded.group;
     for (uint64_t k = 0; k < tensor.shape[0]; ++k) {
@@ -178,13 +184,23 @@ class Finder {
       const std::string name = stem + std::string(kBias);
       const StoredTensor* bias = FindTensor(checkpoint_, 0, name);
       if (!bias || known.count(name)) continue;
-      const std::string bytes = Read(*bias);
-      if (bytes.find_first_not_of('\0') != std::string::npos)
+      if (!IsZero(*bias))
         throw Error(Code::kMismatch, "a bias that the config knows nothing of and that is not zero, expected none")
             .At("reading", checkpoint_.folder)
             .Tensor(name);
       ignored_.insert(name);
     }
+  }
+
+  // Of either sign.
+  bool IsZero(const StoredTensor& tensor) {
+    const std::string bytes = Read(tensor);
+    const uint64_t item = ItemSize(tensor.dtype);
+    for (uint64_t i = 0; i < bytes.size(); ++i) {
+      const unsigned byte = static_cast<unsigned char>(bytes[i]);
+      if ((i % item == item - 1 ? byte & 0x7f : byte) != 0) return false;
+    }
+    return true;
   }
 
   std::set<std::string> NamesOfModel() const {

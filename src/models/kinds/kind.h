@@ -124,8 +124,9 @@ struct Kind {
   // Fills in the chunks of `tensors` (which answer to `specs` one to one) and makes all files, configs included.
   LaidOut (*lay_out)(Io& io, const Checkpoint& source, const Model& model, const TargetOptions& options,
                      const std::vector<TensorSpec>& specs, std::vector<StoredTensor>& tensors);
-  // Whether it stores weights that are quantised so; null: no kind of them.
-  bool (*takes)(Encoding encoding, const TargetOptions& options) = nullptr;
+  // What to do instead where it does not store weights that are quantised so; nothing where it does. Null: it stores
+  // none.
+  std::optional<std::string> (*refuses)(const QuantisedWeights& weights, const TargetOptions& options) = nullptr;
   // Whether every tensor whose layout fixes no dtype has the one that the config names.
   bool one_dtype = false;
   std::span<const std::string_view> markers;  // files that make a folder a checkpoint of this kind

@@ -369,10 +369,13 @@ class TrtllmWriter {
   std::vector<std::string> problems_;
 };
 
-bool Takes(Encoding encoding, const TargetOptions& options) {
-  const auto quantisation = options.trtllm.quantisation;
-  if (encoding == Encoding::kGptq) return quantisation == TrtllmOptions::Quantisation::kGptq;
-  return quantisation == TrtllmOptions::Quantisation::kNone || quantisation == TrtllmOptions::Quantisation::kFp8Rowwise;
+std::optional<std::string> Refuses(const QuantisedWeights& weights, const TargetOptions& options) {
+  using Quantisation = TrtllmOptions::Quantisation;
+  const Quantisation asked = options.trtllm.quantisation;
+  if (weights.encoded.encoding == Encoding::kGptq)
+    return asked == Quantisation::kGptq ? std::nullopt : std::optional(weights.remedy);
+  if (asked == Quantisation::kNone || asked == Quantisation::kFp8Rowwise) return std::nullopt;
+  return "leave --use_weight_only and --weight_only_precision out, and they are carried over as they are";
 }
 
 // What the source's own quantisation decides.
@@ -436,7 +439,7 @@ const Kind kTrtllm = {
     .open = Open,
     .ranks = RanksOf,
     .lay_out = LayOut,
-    .takes = Takes,
+    .refuses = Refuses,
     .one_dtype = true,
     .markers = kMarkers,
 };
