@@ -99,6 +99,7 @@ struct ConvertReport {
   bool already_complete = false;
   uint64_t bytes_read = 0, bytes_written = 0, files = 0;
   std::vector<std::pair<std::string, uint64_t>> overflows;  // tensor, finite values that became infinite
+  std::vector<std::string> notes;                           // what of an earlier run was of no use any more
 };
 
 // An opened source and the plan for its target. The constructor reads headers only and touches nothing.

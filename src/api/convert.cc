@@ -151,22 +151,36 @@ struct Conversion::State {
   // What Run would refuse as things are now.
   void FindObstacles() {
     try {
-      if (CheckTarget(io, TargetFolder()) && !options.discard)
-        CheckFreeSpace(io, planned.plan, options.output, options.replace);
+      if (CheckTarget(io, TargetFolder()) && !options.discard) CheckSpace();
     } catch (const Error& error) {
       report.obstacles.push_back(error.what());
     }
   }
 
+  // For what an earlier run has not staged yet.
+  void CheckSpace() const {
+    const uint64_t staged = BytesStaged(planned.plan, io, JournalOf(TargetFolder()));
+    CheckFreeSpace(io, planned.plan, options.output, options.replace, staged);
+  }
+
   Target TargetFolder() const {
-    Target folder{options.output, planned.plan.id, {}, options.replace, AllMarkers()};
+    Target folder{options.output, planned.plan.id, {}, options.replace, AllMarkers(), Request()};
     for (const FileLayout& file : planned.plan.files) folder.files.push_back(file.path);
     return folder;
   }
 
-  ExecuteReport Move(Io& through, const std::string& folder) {
+  Json Request() const {
+    Json sources = Json::object();
+    for (const SourceFile& file : planned.plan.sources)
+      sources[file.relative] = {{"size", file.size}, {"mtime_ns", file.mtime_ns}, {"inode", file.inode}};
+    return {{"options", OptionsRecord()}, {"sources", sources}};
+  }
+
+  // Without a journal where nothing is written.
+  ExecuteReport Move(Io& through, const std::string& folder, const std::string& journal) {
     CallbackObserver observer(options.run);
     ExecuteOptions with = execute;
+    with.journal = journal;
     with.observer = &observer;
     return Execute(planned.plan, folder, through, with);
   }
@@ -302,16 +316,28 @@ struct Conversion::State {
     std::unique_ptr<Io> discarding = DiscardingIo(io);
     std::unique_ptr<Stage> stage = Claim(io, TargetFolder());
     if (!stage) return {true, 0, 0, 0, {}};
-    ExecuteReport done = OrDiscard(*stage, [&] { return Move(*discarding, stage->folder()); });
+    ExecuteReport done = OrDiscard(*stage, [&] { return Move(*discarding, stage->folder(), ""); });
     stage->Discard();
     return ReportOf(done);
   }
 
-  // Does `work`. Where it fails, what is staged goes, and if that fails too the next run tries again.
+  // Whether the same command can go on with what is staged.
+  static bool CanGoOn(const Error& error) {
+    return error.code() == Code::kCancelled || error.code() == Code::kNoSpace || error.code() == Code::kIo;
+  }
+
+  // Does `work`. Where it fails for good, what is staged goes, and if that fails too the next run tries again.
   template <typename Work>
   static auto OrDiscard(Stage& stage, Work work) -> decltype(work()) {
     try {
       return work();
+    } catch (const Error& error) {
+      if (CanGoOn(error)) throw;
+      try {
+        stage.Discard();
+      } catch (const Error&) {
+      }
+      throw;
     } catch (...) {
       try {
         stage.Discard();
@@ -322,8 +348,8 @@ struct Conversion::State {
   }
 
   ExecuteReport Fill(Stage& stage) {
-    CheckFreeSpace(io, planned.plan, options.output, options.replace);
-    ExecuteReport done = Move(io, stage.folder());
+    CheckSpace();
+    ExecuteReport done = Move(io, stage.folder(), JournalOf(TargetFolder()));
     stage.MarkExecuted(Record(done));
     return done;
   }
@@ -363,7 +389,9 @@ struct Conversion::State {
     RefuseOverflow(*done);
     if (options.verify) OrDiscard(*stage, [&] { VerifyFiles(stage->folder(), "nothing is published"); });
     stage->Publish(Receipt(*done));
-    return ReportOf(*done);
+    ConvertReport result = ReportOf(*done);
+    result.notes = stage->superseded();
+    return result;
   }
 };
 

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <set>
 
 #include "base/bytes.h"
@@ -61,7 +62,7 @@ void CheckTargetPath(Io& io, const std::string& source, const std::string& targe
     throw Error(Code::kAlreadyExists, "this is a file, expected a folder or nothing").At("writing", target);
 }
 
-void CheckFreeSpace(Io& io, const Plan& plan, const std::string& target, bool replace) {
+void CheckFreeSpace(Io& io, const Plan& plan, const std::string& target, bool replace, uint64_t staged) {
   constexpr uint64_t kRecords = 16;  // owner, records, receipt, folders of staging
   uint64_t bytes = kMiB, inodes = plan.files.size() + kRecords;
   std::set<std::string> folders;
@@ -70,6 +71,8 @@ void CheckFreeSpace(Io& io, const Plan& plan, const std::string& target, bool re
     folders.insert(ParentOf(file.path));
   }
   inodes += folders.size();
+  bytes -= std::min(bytes, staged);
+  if (staged > 0) inodes = kRecords;  // the others are there
   FreeSpace free = io.Free(ExistingParent(io, target));
   if (free.inodes < inodes)
     throw Error(Code::kNoSpace, fmt::format("{} files can still be made there, expected {}", free.inodes, inodes))

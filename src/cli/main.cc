@@ -137,6 +137,7 @@ int Convert(Options& options, Log& log, bool plan_only) {
   }
   for (const std::string& note : plan.notes) log.Note(note);
   ConvertReport report = RunStoppable(conversion);
+  for (const std::string& note : report.notes) log.Note(note);
   for (const auto& [tensor, count] : report.overflows)
     log.Note(fmt::format("tensor '{}': {} finite values became infinite", tensor, count));
   TellDone(options, plan, report, std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count(), log);

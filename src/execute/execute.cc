@@ -14,7 +14,9 @@
 
 #include "base/error.h"
 #include "base/hash.h"
+#include "execute/journal.h"
 #include "execute/op_queue.h"
+#include "execute/sync_marks.h"
 #include "execute/transfer.h"
 #include "execute/write_behind.h"
 #include "tensor/cast.h"
@@ -55,6 +57,24 @@ uint64_t DenseBytes(const Plan& plan, uint64_t asked) {
   return bytes;
 }
 
+// The bytes that an op writes to a target piece.
+uint64_t BytesOf(const Part& part, const Piece& target, const Box& op) {
+  Box box = op;
+  if (part.value) {
+    box = WholeBox(OutputsOf(*part.value, op.shape[0], op.shape[1])[target.output].shape);
+    box.origin[0] = op.origin[0] - DomainOf(part).origin[0];
+  }
+  const std::optional<Box> common = Intersect(target.box, box);
+  return common ? ElementCount(common->shape) * ItemSize(target.dtype) : 0;
+}
+
+std::unique_ptr<Journal> OpenJournal(const Plan& plan, Io& io, const std::string& path) {
+  uint64_t ops = 0;
+  Op op;
+  for (OpCursor cursor(plan.parts); cursor.Next(op);) ++ops;
+  return std::make_unique<Journal>(io, path, ops, plan.files.size(), BootId());
+}
+
 class Execution {
  public:
   Execution(const Plan& plan, const std::string& staging, Io& io, const ExecuteOptions& options);
@@ -68,6 +88,9 @@ class Execution {
   void MakeFiles();
   void MakeFile(size_t file);
   void Hash(size_t file, std::byte* buffer, const Turn* turn);
+  uint64_t HashOf(size_t file, std::byte* buffer, const Turn* turn);
+  // Whether an earlier run did the op, into files that are still those.
+  bool IsDone(uint64_t number, const Op& op) const;
   void SyncAll();
   void ReportOverflows();
 
@@ -79,8 +102,11 @@ class Execution {
   OpenFiles files_;  // the sources, then the target's
   WriteBehind behind_;
   const bool overlapping_;
+  std::unique_ptr<Journal> journal_;  // or null
+  std::optional<SyncMarks> marks_;
   std::set<std::string> folders_;
   std::vector<std::atomic<uint64_t>> missing_;  // bytes of data that a file waits for
+  std::vector<bool> fresh_;                     // files that were made in this run
 
   ExecuteReport report_;                  // hashes: each by the worker that completed the file
   std::mutex mutex_;                      // of the rest of the report and of what follows
@@ -103,17 +129,25 @@ class Execution::Worker {
                 {execution.plan_.sources, &execution.plan_.source_tensors}, second_.data()) {}
 
   void Work() {
-    for (Op op; turn_.Next(op);) Move(op);
+    for (Op op; turn_.Next(op);) {
+      if (execution_.IsDone(turn_.op(), op)) {
+        Skip(op, execution_.journal_->OverflowsOf(turn_.op()));
+      } else {
+        Move(op);
+      }
+    }
   }
 
  private:
   void Move(const Op& op);
+  void Skip(const Op& op, uint64_t overflows);
   uint64_t Write(const Part& part, const Piece& target, const Box& common, const Box& step);
   using Operands = std::array<const std::byte*, kMaxOperands>;
   Operands ReadOperands(const Part& part, const Box& step, uint64_t& bytes_read);
   uint64_t WriteValues(const Part& part, const Box& step, const Operands& operands);
   uint64_t WriteWindows(const Piece& target, Dtype from, const std::byte* dense, const RunCursor& runs);
   bool Repeats(const Part& part, const Piece& target) const;
+  uint64_t CompleteAll(const Part& part, const Box& op);
   void Complete(size_t file, uint64_t bytes);
 
   Execution& execution_;
@@ -148,7 +182,32 @@ void Execution::Worker::Move(const Op& op) {
     execution_.report_.bytes_written += written;
     if (overflows_ > 0) execution_.overflows_[op.part] += overflows_;
   }
+  if (execution_.journal_) execution_.journal_->AddOp(turn_.op(), overflows_);
+  if (execution_.marks_) execution_.marks_->Wrote(written);
+  CompleteAll(part, op.box);
   turn_.Done(written);
+}
+
+// Counts in what an earlier run did.
+void Execution::Worker::Skip(const Op& op, uint64_t overflows) {
+  const Part& part = execution_.plan_.parts[op.part];
+  turn_.Check();
+  if (overflows > 0) {
+    std::lock_guard lock(execution_.mutex_);
+    execution_.overflows_[op.part] += overflows;
+  }
+  turn_.Done(CompleteAll(part, op.box));
+}
+
+// Counts the op's bytes in; returns how many they are.
+uint64_t Execution::Worker::CompleteAll(const Part& part, const Box& op) {
+  uint64_t all = 0;
+  for (const Piece& target : part.targets) {
+    const uint64_t bytes = BytesOf(part, target, op);
+    if (bytes > 0) Complete(target.file, bytes);
+    all += bytes;
+  }
+  return all;
 }
 
 // Returns the bytes written.
@@ -157,9 +216,7 @@ uint64_t Execution::Worker::Write(const Part& part, const Piece& target, const B
   const Dtype from = part.sources.empty() ? target.dtype : part.sources[0].dtype;
   const uint64_t overflows = WriteWindows(target, from, dense_.data(), RunCursor(target, common, step));
   if (overflows > 0 && !Repeats(part, target)) overflows_ += overflows;
-  const uint64_t bytes = ElementCount(common.shape) * ItemSize(target.dtype);
-  Complete(target.file, bytes);
-  return bytes;
+  return ElementCount(common.shape) * ItemSize(target.dtype);
 }
 
 // What of the operands goes with the step, one behind the other.
@@ -196,9 +253,7 @@ uint64_t Execution::Worker::WriteValues(const Part& part, const Box& step, const
     std::optional<Box> common = Intersect(target.box, box);
     if (!common) continue;
     WriteWindows(target, target.dtype, dense[target.output], RunCursor(target, *common, box));
-    const uint64_t bytes = ElementCount(common->shape) * ItemSize(target.dtype);
-    Complete(target.file, bytes);
-    written += bytes;
+    written += ElementCount(common->shape) * ItemSize(target.dtype);
   }
   return written;
 }
@@ -254,7 +309,9 @@ Execution::Execution(const Plan& plan, const std::string& staging, Io& io, const
              }),
       behind_(files_, plan.sources.size(), plan.files),
       overlapping_(AnySourcesOverlap(plan.parts)),
-      missing_(plan.files.size()) {
+      missing_(plan.files.size()),
+      fresh_(plan.files.size(), true) {
+  if (!options.journal.empty()) journal_ = OpenJournal(plan, io, options.journal);
   report_.hashes.resize(plan.files.size());
   for (const Part& part : plan.parts) {
     CheckPart(part);
@@ -266,7 +323,9 @@ Execution::Execution(const Plan& plan, const std::string& staging, Io& io, const
 ExecuteReport Execution::Perform() {
   MakeFolders();
   MakeFiles();
+  if (journal_) marks_.emplace(io_, staging_, *journal_);
   OpQueue(plan_.parts, options_).Run(limit_.workers, [this](Turn& turn) { Worker(*this, turn).Work(); });
+  if (marks_) marks_->Stop();
   CheckUnchanged(io_, plan_.sources);
   SyncAll();
   ReportOverflows();
@@ -287,6 +346,9 @@ void Execution::MakeFiles() {
 
 void Execution::MakeFile(size_t file) {
   const FileLayout& layout = plan_.files[file];
+  const std::optional<FileInfo> before = journal_ ? io_.Stat(StagedPath(file)) : std::nullopt;
+  fresh_[file] = !before || before->size != layout.size || journal_->InodeOf(file) != before->inode;
+  if (journal_ && fresh_[file]) journal_->AddFile(file, 0);  // a new file may have the inode of the one that is gone
   std::shared_ptr<File> open = files_.Get(plan_.sources.size() + file);
   CheckStop(options_);
   open->Truncate(layout.size);
@@ -295,10 +357,26 @@ void Execution::MakeFile(size_t file) {
     behind_.Wrote(file, literal.offset, literal.bytes.size());
     report_.bytes_written += literal.bytes.size();
   }
+  if (journal_ && fresh_[file]) journal_->AddFile(file, open->Info().inode);
+}
+
+bool Execution::IsDone(uint64_t number, const Op& op) const {
+  if (!journal_) return false;
+  const Part& part = plan_.parts[op.part];
+  return std::all_of(part.targets.begin(), part.targets.end(), [&](const Piece& target) {
+    return (!fresh_[target.file] && journal_->IsDone(number, target.file)) || BytesOf(part, target, op.box) == 0;
+  });
 }
 
 // Hashes a complete file through a buffer of kIoBuffer bytes.
 void Execution::Hash(size_t file, std::byte* buffer, const Turn* turn) {
+  const std::optional<uint64_t> known = journal_ && !fresh_[file] ? journal_->HashOf(file) : std::nullopt;
+  report_.hashes[file] = known ? *known : HashOf(file, buffer, turn);
+  if (journal_ && !known) journal_->AddHash(file, report_.hashes[file]);
+  behind_.Completed(file);
+}
+
+uint64_t Execution::HashOf(size_t file, std::byte* buffer, const Turn* turn) {
   const uint64_t size = plan_.files[file].size;
   std::unique_ptr<File> open = io_.OpenRead(StagedPath(file));
   Xxh3 hash;
@@ -308,8 +386,7 @@ void Execution::Hash(size_t file, std::byte* buffer, const Turn* turn) {
     open->ReadAt(buffer, count, offset);
     hash.Update(buffer, count);
   }
-  report_.hashes[file] = hash.Digest();
-  behind_.Completed(file);
+  return hash.Digest();
 }
 
 void Execution::SyncAll() {
@@ -333,6 +410,17 @@ void Execution::ReportOverflows() {
 
 ExecuteReport Execute(const Plan& plan, const std::string& staging, Io& io, const ExecuteOptions& options) {
   return Execution(plan, staging, io, options).Perform();
+}
+
+uint64_t BytesStaged(const Plan& plan, Io& io, const std::string& path) {
+  if (!io.Stat(path)) return 0;
+  const std::unique_ptr<Journal> journal = OpenJournal(plan, io, path);
+  uint64_t number = 0, bytes = 0;
+  Op op;
+  for (OpCursor cursor(plan.parts); cursor.Next(op); ++number)
+    for (const Piece& target : plan.parts[op.part].targets)
+      if (journal->IsDone(number, target.file)) bytes += BytesOf(plan.parts[op.part], target, op.box);
+  return bytes;
 }
 
 uint64_t WorkerBytes(const Plan& plan, uint64_t dense_buffer) {

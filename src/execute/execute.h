@@ -32,6 +32,7 @@ struct ExecuteOptions {
   const std::atomic<bool>* stop = nullptr;  // when it turns true, workers stop within a step and kCancelled is thrown
   Observer* observer = nullptr;
   bool drop_source_cache = false;  // posix_fadvise(DONTNEED) on source ranges once read
+  std::string journal;  // a file that says what is done (execute/journal.h), and goes on saying it; empty: none
 };
 
 // Finite values that a cast made infinite.
@@ -47,12 +48,18 @@ struct ExecuteReport {
   std::vector<Overflow> overflows;  // in plan order; publishing is for the caller to decide
 };
 
+// With a journal, goes on where an earlier run of the same plan was stopped, in the same staging folder.
+//
 // Makes every file of the plan below `staging` (folders too): size, literals, data; hashes each when it is complete and
 // syncs them all. Open files are a bounded cache that also works with `ulimit -n 64`. Write-back is started behind the
 // cursor, so that dirty pages stay bounded. Source files are checked against what SourceFile says of them when they are
 // opened and at the end. Errors: kMismatch (a source changed; overlapping sources differ: names both tensors, the first
-// index and both values), kCorrupt, kIo, kNoSpace, kCancelled. After an error the staging folder holds rubbish.
+// index and both values), kCorrupt, kIo, kNoSpace, kCancelled. After an error only a
+// journal knows what the staging folder holds.
 ExecuteReport Execute(const Plan& plan, const std::string& staging, Io& io, const ExecuteOptions& options);
+
+// Bytes of target data that the journal of a plan says are staged: at most what a run with it need not write again.
+uint64_t BytesStaged(const Plan& plan, Io& io, const std::string& journal);
 
 // The bytes one worker needs beside its stack.
 uint64_t WorkerBytes(const Plan& plan, uint64_t dense_buffer);

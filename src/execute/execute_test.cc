@@ -12,8 +12,10 @@
 
 #include "base/error.h"
 #include "base/hash.h"
+#include "execute/journal.h"
 #include "execute/testutil.h"
 #include "tensor/cast.h"
+#include "tests/fault/faulty_io.h"
 
 namespace reshard {
 namespace {
@@ -133,6 +135,77 @@ TEST(Execute, WritesWhatAnElementWiseReferenceWrites) {
       ASSERT_EQ(io.file_system_syncs, 1u);
     }
   }
+}
+
+// Killed before any call of the first run, the second goes on: whatever it finds, the files are those of the plan.
+TEST(Execute, GoesOnWhereItWasKilled) {
+  uint64_t reused = 0;
+  for (uint64_t seed = 0; seed < 12; ++seed) {
+    Random random(seed);
+    ScratchFolder folder;
+    Job job = RandomJob(random, folder);
+    for (uint64_t call = 1, calls = 2; call < calls; call += 1 + call / 40) {
+      SCOPED_TRACE(::testing::Message() << "seed " << seed << ", call " << call);
+      ExecuteOptions options;
+      options.workers = 1 + call % 2;
+      options.journal = folder / "journal" + std::to_string(call);
+      const std::string staging = "staging" + std::to_string(call);
+      FaultyIo io(PosixIo());
+      io.KillAt(call);
+      try {
+        Execute(job.plan, folder / staging, io, options);
+        calls = 0;  // it was over before
+      } catch (...) {
+        calls = UINT64_MAX;
+      }
+      TestIo again;
+      const ExecuteReport report = Execute(job.plan, folder / staging, again, options);
+      ASSERT_NO_FATAL_FAILURE(ExpectImages(job, report, folder, staging));
+      ASSERT_LE(report.bytes_read, job.source_bytes);
+      reused += job.source_bytes - report.bytes_read;
+    }
+  }
+  EXPECT_GT(reused, 0u);
+}
+
+TEST(Execute, DoesAnewWhatAJournalSaysOfFilesThatAreGone) {
+  for (uint64_t seed = 0; seed < 20; ++seed) {
+    SCOPED_TRACE(seed);
+    Random random(seed);
+    ScratchFolder folder;
+    Job job = RandomJob(random, folder);
+    ExecuteOptions options;
+    options.journal = folder / "journal";
+    TestIo io;
+    Execute(job.plan, folder / "staging", io, options);
+    const std::string& victim = job.plan.files[Pick(random, 0, job.plan.files.size() - 1)].path;
+    const std::string path = JoinPath(folder / "staging", victim);
+    std::filesystem::remove(path);
+    FaultyIo killed(PosixIo());  // after it has made the file anew, perhaps with the same inode
+    killed.KillAt(seed + 1);
+    EXPECT_ANY_THROW(Execute(job.plan, folder / "staging", killed, options));
+    ASSERT_NO_FATAL_FAILURE(ExpectImages(job, Execute(job.plan, folder / "staging", io, options), folder, "staging"));
+  }
+}
+
+// What was recorded in another boot and never synced may be zeros after a power loss.
+TEST(Execute, DoesAnewWhatAPowerLossMayHaveTaken) {
+  Random random(7);
+  ScratchFolder folder;
+  Job job = RandomJob(random, folder);
+  ExecuteOptions options;
+  TestIo io;
+  Execute(job.plan, folder / "staging", io, options);
+  Journal journal(io, folder / "journal", 1000, job.plan.files.size(), "another boot");
+  for (size_t i = 0; i < job.plan.files.size(); ++i) {
+    const std::string path = JoinPath(folder / "staging", job.plan.files[i].path);
+    journal.AddFile(i, PosixIo().Stat(path)->inode);
+    std::fstream(path, std::ios::in | std::ios::out | std::ios::binary)
+        .write(std::string(job.plan.files[i].size, '\0').data(), static_cast<std::streamsize>(job.plan.files[i].size));
+  }
+  for (uint64_t op = 0; op < 1000; ++op) journal.AddOp(op, 0);
+  options.journal = folder / "journal";
+  ASSERT_NO_FATAL_FAILURE(ExpectImages(job, Execute(job.plan, folder / "staging", io, options), folder, "staging"));
 }
 
 // A matrix in one file, and the same in four files of a quarter of its columns each.

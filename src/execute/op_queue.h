@@ -25,13 +25,15 @@ class Turn {
   bool Next(Op& op);
   // To be called at every step. CheckStop, and ends the worker if an earlier op failed.
   void Check() const;
+  // The number of the op that was taken last, counted in plan order.
+  uint64_t op() const { return op_; }
   // So many bytes of targets are done.
   void Done(uint64_t bytes);
 
  private:
   friend class OpQueue;
   OpQueue& queue_;
-  uint64_t op_ = 0;  // the number of the op that was taken last
+  uint64_t op_ = 0;
 };
 
 class OpQueue {

@@ -1,6 +1,7 @@
 #include "execute/publish.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <concepts>
@@ -20,6 +21,8 @@ constexpr char kRoot[] = ".reshard";
 constexpr char kReceipt[] = ".reshard.json";
 constexpr char kLogs[] = "conversion-logs";
 constexpr char kExecuted[] = "executed";
+constexpr char kJournal[] = "journal";
+constexpr char kRequest[] = "request";
 constexpr char kPublishing[] = "publishing";
 constexpr uint64_t kMaxRecordBytes = 64 * kMiB;
 
@@ -285,6 +288,34 @@ void RollForwardAll(Io& io, const std::string& folder) {
   }
 }
 
+// What is in one of two objects and not, or otherwise, in the other: `dtype was "bf16" and is "fp16"`.
+void AddChanges(const std::string& what, const Json& before, const Json& now, std::vector<std::string>& changes) {
+  for (const auto& [key, value] : before.items()) {
+    if (!now.contains(key)) {
+      changes.push_back(fmt::format("{} {} is gone", what, key));
+    } else if (now.at(key) != value) {
+      changes.push_back(fmt::format("{} {} was {} and is {}", what, key, value.dump(), now.at(key).dump()));
+    }
+  }
+  for (const auto& [key, value] : now.items())
+    if (!before.contains(key)) changes.push_back(fmt::format("{} {} is new", what, key));
+}
+
+// Why the staged data of another plan is of no use to this one.
+std::string Superseded(Io& io, const Target& target, const std::string& other) {
+  const Json before = UnlessDamaged([&]() -> Json {
+    const std::string path = JoinPath(Places(target.folder, other).plan, kRequest);
+    return io.Stat(path) ? ReadRecord(io, path) : Json();
+  });
+  std::vector<std::string> changes;
+  for (const auto& [key, what] : {std::pair{"options", "the option"}, std::pair{"sources", "the source"}})
+    if (before.is_object() && before.contains(key) && before.at(key).is_object())
+      AddChanges(what, before.at(key), target.request.at(key), changes);
+  return fmt::format(
+      "what an earlier run had staged is deleted: {}",
+      changes.empty() ? "it is of another version or damaged" : fmt::format("{}", fmt::join(changes, "; ")));
+}
+
 // Deletes what earlier runs left in `.reshard`, but for one folder that is of use still.
 void DeleteLeftovers(Io& io, const Places& places, const OwnerLock& lock, const std::string& kept) {
   for (const std::string& name : io.List(places.root)) {
@@ -292,15 +323,26 @@ void DeleteLeftovers(Io& io, const Places& places, const OwnerLock& lock, const 
   }
 }
 
-// A folder that goes again unless it is kept, if it was made here.
+std::vector<std::string> AllSuperseded(Io& io, const Target& target, const Places& places) {
+  std::vector<std::string> lines;
+  for (const std::string& name : io.List(places.root))
+    if (IsPlanId(name) && name != target.plan_id) lines.push_back(Superseded(io, target, name));
+  return lines;
+}
+
+// A folder that goes again unless it is kept, if it was made here: with all that is in it, or if it is empty.
 class MadeFolder {
  public:
-  MadeFolder(Io& io, std::string path) : io_(io), path_(std::move(path)), made_(!io.Stat(path_)) {
+  enum class Contents { kNone, kAll };
+  MadeFolder(Io& io, std::string path, Contents removed = Contents::kNone)
+      : io_(io), path_(std::move(path)), removed_(removed), made_(!io.Stat(path_)) {
     io_.MakeDirectories(path_);
   }
   ~MadeFolder() {
     try {
-      if (made_ && !kept_) io_.RemoveEmptyDirectory(path_);
+      if (!made_ || kept_) return;
+      if (removed_ == Contents::kAll) io_.RemoveAll(path_);
+      io_.RemoveEmptyDirectory(path_);
     } catch (...) {  // an empty folder is left, in which the next run can work
     }
   }
@@ -312,23 +354,28 @@ class MadeFolder {
  private:
   Io& io_;
   const std::string path_;
+  const Contents removed_;
   const bool made_;
   bool kept_ = false;
 };
 
 class ClaimedStage : public Stage {
  public:
-  ClaimedStage(Io& io, Target target, std::unique_ptr<OwnerLock> lock, bool made_folder, std::optional<Json> executed)
+  ClaimedStage(Io& io, Target target, std::unique_ptr<OwnerLock> lock, bool made_folder, std::optional<Json> executed,
+               std::vector<std::string> superseded)
       : io_(io),
         target_(std::move(target)),
         places_(target_.folder, target_.plan_id),
         lock_(std::move(lock)),
         made_folder_(made_folder),
-        executed_(std::move(executed)) {
+        executed_(std::move(executed)),
+        superseded_(std::move(superseded)) {
     io_.MakeDirectories(places_.files);
+    if (!io_.Stat(JoinPath(places_.plan, kRequest))) WriteRecord(io_, places_, target_.request, places_.plan, kRequest);
   }
 
   const std::string& folder() const override { return places_.files; }
+  const std::vector<std::string>& superseded() const override { return superseded_; }
   const std::optional<Json>& executed() const override { return executed_; }
 
   void MarkExecuted(const Json& record) override {
@@ -374,9 +421,12 @@ class ClaimedStage : public Stage {
   const std::unique_ptr<OwnerLock> lock_;
   const bool made_folder_;
   std::optional<Json> executed_;
+  const std::vector<std::string> superseded_;
 };
 
 }  // namespace
+
+std::string JournalOf(const Target& target) { return JoinPath(Places(target.folder, target.plan_id).plan, kJournal); }
 
 bool CheckTarget(Io& io, const Target& target) {
   const Places places(target.folder, target.plan_id);
@@ -400,9 +450,12 @@ std::unique_ptr<Stage> Claim(Io& io, const Target& target) {
   }
   RefuseOldEntries(io, target);
   std::optional<Json> executed = ReadExecuted(io, places, target);
-  DeleteLeftovers(io, places, *lock, executed ? target.plan_id : "");
-  MadeFolder plan(io, places.plan);
-  auto stage = std::make_unique<ClaimedStage>(io, target, std::move(lock), folder.made(), std::move(executed));
+  if (!executed) io.RemoveAll(JoinPath(places.plan, kExecuted));  // what it says is not so
+  std::vector<std::string> superseded = AllSuperseded(io, target, places);
+  DeleteLeftovers(io, places, *lock, target.plan_id);
+  MadeFolder plan(io, places.plan, MadeFolder::Contents::kAll);
+  auto stage = std::make_unique<ClaimedStage>(io, target, std::move(lock), folder.made(), std::move(executed),
+                                              std::move(superseded));
   for (MadeFolder* made : {&folder, &root, &plan}) made->Keep();
   return stage;
 }

@@ -2,6 +2,8 @@
 //
 //   <target>/.reshard/owner                  who works on it, whatever the plan: host, pid, boot id (execute/owner.h)
 //   <target>/.reshard/<plan id>/files/...    the staged files
+//   <target>/.reshard/<plan id>/journal      what of them is done (execute/journal.h)
+//   <target>/.reshard/<plan id>/request      JSON: the options and sources of the plan, to say what changed
 //   <target>/.reshard/<plan id>/executed     JSON, written when all of them are complete and synced
 //   <target>/.reshard/<plan id>/publishing   JSON, written before the first rename: what is to be published
 //   <target>/.reshard/<plan id>/old/...      what --override moved out of the way
@@ -30,6 +32,7 @@ struct Target {
   // Names, at the top of the target or below it, that a loader could take for a marker of any kind: under `replace`,
   // old entries that contain one are moved away first.
   std::vector<std::string> markers;
+  Json request;  // two objects, "options" and "sources", whose entries tell two plans apart
 };
 
 // A claimed target. Destruction releases the claim and leaves the folder as it is.
@@ -37,8 +40,11 @@ class Stage {
  public:
   virtual ~Stage() = default;
 
-  // The folder for the staged files; it exists, and is empty unless executed().
+  // The folder for the staged files; it exists. What an earlier run of the same plan left there the journal knows.
   virtual const std::string& folder() const = 0;
+
+  // What earlier runs with other options or sources had staged, and was deleted: a line each that says what changed.
+  virtual const std::vector<std::string>& superseded() const = 0;
 
   // What MarkExecuted of an earlier run of the same plan was given, if all staged files are still there in their sizes:
   // the data needs not be moved again (a cast that overflowed, then --allow_overflow) if its hashes are right too.
@@ -52,6 +58,9 @@ class Stage {
   // Deletes the staged files, and the target folder too if this claim made it and it is otherwise empty.
   virtual void Discard() = 0;
 };
+
+// Where the journal of the target's plan is.
+std::string JournalOf(const Target& target);
 
 // Whether there is something to do, as far as can be told without touching anything: false where Claim would say
 // "already complete". Errors are Claim's. A folder that a run has worked on is not looked into: what lies there may be
@@ -67,8 +76,8 @@ bool CheckTarget(Io& io, const Target& target);
 //   * it is no folder, or its `.reshard` is not a folder or is reached through a link: kAlreadyExists;
 //   * another live run owns the target: kAlreadyExists, with host and pid. An owner that is dead (same host and boot:
 //     no such process; same host, another boot; elsewhere: no heartbeat for 60 s) is taken over;
-//   * staging folders of other plans and of dead runs are deleted (a rerun starts again and never mixes in leftovers);
-//     anything else in `.reshard` is not ours, and stays.
+//   * staging folders of other plans are deleted, that of this plan stays; anything else in `.reshard` is not ours, and
+//     stays, too.
 // A target folder that was made is gone again where claiming it fails.
 std::unique_ptr<Stage> Claim(Io& io, const Target& target);
 

@@ -248,17 +248,17 @@ TEST(Claim, KeepsWhatWasExecutedAndDeletesOtherLeftovers) {
     ASSERT_TRUE(stage->executed());
     EXPECT_EQ(*stage->executed(), (Json{{"overflows", 3}}));
     EXPECT_THAT(PosixIo().List(scratch / "out/.reshard"), testing::ElementsAre(kPlan, "notes", "owner"));
+    EXPECT_THAT(stage->superseded(), testing::ElementsAre(HasSubstr("of another version or damaged")));
     Spit(JoinPath(stage->folder(), "config.json"), "cut");
   }
   {
     const auto stage = Claim(PosixIo(), target);
     EXPECT_FALSE(stage->executed());
-    EXPECT_THAT(PosixIo().List(stage->folder()), IsEmpty());
+    EXPECT_THAT(stage->superseded(), IsEmpty());
+    EXPECT_THAT(PosixIo().List(stage->folder()), Not(IsEmpty()));  // for the journal to judge
     StageFiles(PosixIo(), *stage, Hf("new"));
   }
-  const auto stage = Claim(PosixIo(), target);
-  EXPECT_FALSE(stage->executed());  // staged, but never marked
-  EXPECT_THAT(PosixIo().List(stage->folder()), IsEmpty());
+  EXPECT_FALSE(Claim(PosixIo(), target)->executed());  // staged, but never marked
 }
 
 TEST(Claim, LeavesNoTraceWhereACallFails) {

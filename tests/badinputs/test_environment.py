@@ -1,4 +1,5 @@
 """What is around a run: targets, limits, signals, closed streams, full disks, a second converter, a changing source."""
+import json
 import os
 import random
 import re
@@ -249,6 +250,45 @@ def test_signal_stops_within_a_second(large, large_converted, tmp_path, number, 
     assert not CRASH.search(result.err), result
     assert_unpublished(target)
     convert(large, target, *SLOWLY)
+    assert hashes(target) == large_converted
+    shutil.rmtree(target)
+
+
+def stopped(source, target, number):
+    process = start_and_wait_for_data(source, target, *SLOWLY)
+    process.send_signal(number)
+    finish(process)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_the_same_command_goes_on(large, large_converted, tmp_path, number):
+    target = tmp_path / "out"
+    stopped(large, target, number)
+    again = json.loads(convert(large, target, *SLOWLY, "--json", "--workers=2").out)
+    assert 0 < again["bytes_read"] < (large / "model.safetensors").stat().st_size
+    assert hashes(target) == large_converted
+    assert not (target / ".reshard").exists()
+    shutil.rmtree(target)
+
+
+def test_another_command_says_what_changed_and_starts_again(large, tmp_path):
+    target = tmp_path / "out"
+    stopped(large, target, signal.SIGKILL)
+    result = convert(large, target, *TO_NEMO)
+    assert 'what an earlier run had staged is deleted: the option dtype was "fp32" and is ""' in result.err, result
+    convert(large, tmp_path / "reference", *TO_NEMO)
+    assert hashes(target) == hashes(tmp_path / "reference")
+    for folder in ("out", "reference"):
+        shutil.rmtree(tmp_path / folder)
+
+
+def test_a_source_that_changed_is_not_mixed_with_what_was_staged(large, large_converted, tmp_path):
+    target = tmp_path / "out"
+    stopped(large, target, signal.SIGKILL)
+    os.utime(large / "model.safetensors")
+    result = convert(large, target, *SLOWLY, "--json")
+    assert re.search(r"the source model\.safetensors was \{.*\} and is \{", result.err), result
+    assert json.loads(result.out)["bytes_read"] >= (large / "model.safetensors").stat().st_size * 0.99
     assert hashes(target) == large_converted
     shutil.rmtree(target)
 
