@@ -203,13 +203,14 @@ class Cgroup:
 
 def measure_trtllm(table, hf, nemo, runs):
     target = WORK / "out"
-    rows = (("HF -> TensorRT-LLM, TP 8", hf, ["--tp_size=8"]),
-            ("NeMo -> TensorRT-LLM, TP 8", nemo, ["--tp_size=8", f"--hf_model_name={hf}"]),
-            ("HF -> TensorRT-LLM, TP 8, int8 left to the builder", hf, ["--tp_size=8", "--use_weight_only"]),
-            ("HF -> TensorRT-LLM, TP 8, int8 for sm80", hf, ["--tp_size=8", "--use_weight_only", "--sm=80"]),
-            ("HF -> TensorRT-LLM, TP 8, FP8 by rows", hf, ["--tp_size=8", "--use_fp8_rowwise"]))
-    for prepare in (warm, cool):
-        for what, source, options in rows:
+    plain = (("HF -> TensorRT-LLM, TP 8", hf, ["--tp_size=8"]),
+             ("NeMo -> TensorRT-LLM, TP 8", nemo, ["--tp_size=8", f"--hf_model_name={hf}"]))
+    # These wait for the processor, whatever the disk does.
+    quantised = (("HF -> TensorRT-LLM, TP 8, int8 left to the builder", hf, ["--tp_size=8", "--use_weight_only"]),
+                 ("HF -> TensorRT-LLM, TP 8, int8 for sm80", hf, ["--tp_size=8", "--use_weight_only", "--sm=80"]),
+                 ("HF -> TensorRT-LLM, TP 8, FP8 by rows", hf, ["--tp_size=8", "--use_fp8_rowwise"]))
+    for prepare, which in ((warm, plain + quantised), (cool, plain)):
+        for what, source, options in which:
             against_copy(table, what, convert(source, target, "trtllm", "--checkpoint_only", *options), source, target,
                          WORK / "copy", prepare, runs)
 
