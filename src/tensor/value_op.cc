@@ -96,13 +96,15 @@ float Largest(RowReader& reader, uint64_t row, float clamp) {
   return nan ? std::numeric_limits<float>::quiet_NaN() : largest;
 }
 
-// To the nearest integer, half away from zero: what C's round does, in a form that vectorises.
-float RoundHalfAway(float x) {
-  const float whole = std::trunc(x);
-  return std::fabs(x - whole) >= 0.5f ? whole + std::copysign(1.0f, x) : whole;
+// To the nearest integer, half away from zero: what C's round does, in a form that vectorises everywhere. Of values that
+// an int has.
+int RoundHalfAway(float x) {
+  const int whole = static_cast<int>(x);
+  const float rest = x - static_cast<float>(whole);
+  return whole + (rest >= 0.5f ? 1 : 0) - (rest <= -0.5f ? 1 : 0);
 }
 
-void Quantise(const float* values, uint64_t count, float scale, float least, float most, int8_t* out) {
+void Quantise(const float* values, uint64_t count, float scale, int least, int most, int8_t* out) {
   for (uint64_t i = 0; i < count; ++i)
     out[i] = static_cast<int8_t>(std::clamp(RoundHalfAway(values[i] / scale), least, most));
 }
@@ -132,13 +134,13 @@ ValueReport ApplyWeightOnly(const ValueOp& op, RowReader& reader, uint64_t rows,
                             const std::array<std::byte*, kValueOutputs>& outputs) {
   const BlockOrder block = OrderOf(op);
   const bool int4 = IsInt4(op);
-  const float levels = int4 ? 8 : 128;
+  const int levels = int4 ? 8 : 128;
   ValueReport report;
   alignas(64) int8_t quantised[kChunk];
   for (uint64_t row = 0; row < rows; ++row) {
     const float largest = Largest(reader, row, std::numeric_limits<float>::infinity());
     if (!std::isfinite(largest) && !report.not_a_number) report.not_a_number = row;
-    const float scale = largest / levels;
+    const float scale = largest / static_cast<float>(levels);
     StoreScale(op, scale, row, outputs[1]);
     reader.ForEachChunk(row, [&](const float* values, uint64_t at, uint64_t count) {
       if (scale == 0 || !std::isfinite(scale)) {
