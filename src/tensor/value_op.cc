@@ -96,8 +96,8 @@ float Largest(RowReader& reader, uint64_t row, float clamp) {
   return nan ? std::numeric_limits<float>::quiet_NaN() : largest;
 }
 
-// To the nearest integer, half away from zero: what C's round does, in a form that vectorises everywhere. Of values that
-// an int has.
+// To the nearest integer, half away from zero: what C's round does, in a form that vectorises everywhere. Of values
+// that an int has.
 int RoundHalfAway(float x) {
   const int whole = static_cast<int>(x);
   const float rest = x - static_cast<float>(whole);
