@@ -160,14 +160,14 @@ void Log::Failure(const Error& error, int exit) {
 
 std::string Log::FailureText(const Error& error, int exit) const {
   if (json_) {
-    Json line = {{"event", "error"}, {"code", CodeName(error.code())}, {"exit", exit}, {"text", error.what()}};
+    Json line = {{"event", "error"}, {"code", CodeName(error.code())}, {"exit", exit}, {"text", error.Sentence()}};
     if (!error.path().empty()) line["path"] = error.path();
     if (!error.tensor().empty()) line["tensor"] = error.tensor();
+    if (!error.also().empty()) line["problems"] = error.also();
     return LineOf(line);
   }
-  std::string text = error.what(), first = text.substr(0, text.find('\n'));
-  text = fmt::format("reshard: error: {}\n", Printable(error.also().empty() ? text : first));
-  for (const std::string& problem : error.also()) text += fmt::format("  {}\n", Printable(problem));
+  std::string text = fmt::format("reshard: error: {}\n", Printable(error.Sentence()));
+  for (const std::string& problem : error.Shown()) text += fmt::format("  {}\n", Printable(problem));
   return text;
 }
 

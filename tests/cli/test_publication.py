@@ -1,6 +1,7 @@
 """What convert leaves behind, and what it does to what is there already."""
 import json
 import os
+import re
 import resource
 import shutil
 import stat
@@ -148,6 +149,22 @@ def test_error_as_json_line(tmp_path):
     result = run("convert", tmp_path / "none", tmp_path / "out", *TO_NEMO, "--log_format=json")
     assert result.code == 3, result
     assert any("none" in json.dumps(json.loads(line)) for line in result.err.splitlines()), result
+
+
+def test_all_problems_are_in_the_json_line(tmp_path):
+    """300 norms that the config knows and the file lacks: a person is shown 200 of them, a program all."""
+    settings = tiny_model.config(num_hidden_layers=150)
+    named = {name: tensor for name, tensor in tensors(settings).items() if "layernorm" not in name}
+    source = tiny_model.write_hf(tmp_path / "in", settings, named)
+    words = ("convert", source, tmp_path / "out", "--to=hf")
+    line = json.loads(run(*words, "--log_format=json").err.splitlines()[-1])
+    assert line["code"] == "mismatch" and "\n" not in line["text"]
+    missing = [name for name in tensors(settings) if "layernorm" in name]
+    said = [line["tensor"], *line["problems"]] if "tensor" in line else line["problems"]
+    assert len(said) == len(missing) == 300
+    assert all(any(name in problem for problem in said) for name in missing)
+    shown = run(*words).err.splitlines()
+    assert len(shown) == 202 and re.search(r"and \d+ more", shown[-1])
 
 
 def test_overflow_to_infinity_is_an_error_unless_allowed(source, tmp_path):
