@@ -249,8 +249,9 @@ int Main(bool called_ns, std::vector<std::string> words) {
     if (std::find(known.begin(), known.end(), command) == known.end()) {
       if (called_ns) RunNextNs(command, words);
       std::string closest = Closest(command, known);
-      throw Error(Code::kInvalidArgument, fmt::format("the command '{}' is not known{}`reshard --help` lists all",
-                                                      command, DidYouMean(closest)));
+      throw Error(Code::kInvalidArgument,
+                  fmt::format("the command '{}' is not known{}{}`reshard --help` lists all", command,
+                              called_ns ? ", and there is no other ns on the PATH" : "", DidYouMean(closest)));
     }
     Options options = ParseOptions(command, std::move(words), called_ns);
     if (options.help) {

@@ -134,6 +134,17 @@ def test_a_checkpoint_is_made_again_when_it_must_not_be_reused(model, tmp_path, 
     assert config.stat().st_ino != inode
 
 
+@pytest.mark.parametrize("first, last, made_again", [
+    ("--no-trt_reuse_tmp_engine", "--trt_reuse_tmp_engine", False),
+    ("--trt_reuse_tmp_engine", "--no-trt_reuse_tmp_engine", True)])
+def test_of_two_opposite_options_the_last_counts(model, tmp_path, build, first, last, made_again):
+    convert(model, tmp_path / "out", "--to=trtllm", env=build)
+    config = tmp_path / "out-tmp" / "config.json"
+    inode = config.stat().st_ino
+    convert(model, tmp_path / "out", "--to=trtllm", "--override", first, last, first, last, env=build)
+    assert (config.stat().st_ino != inode) == made_again
+
+
 def test_a_folder_that_holds_something_is_built_into_with_override_only(model, tmp_path, build):
     out = tmp_path / "out"
     out.mkdir()
