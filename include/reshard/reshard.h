@@ -19,14 +19,20 @@ namespace reshard {
 
 const char* Version();
 
+// How far one pass over the data has come.
+struct Progress {
+  const char* doing;             // "converting", "comparing", "checking": a call may make several passes
+  uint64_t done = 0, total = 0;  // bytes
+  double seconds = 0;            // since the pass began
+};
+
 // How much of the machine a call may use, and how it reports and stops.
 struct RunOptions {
   // Bytes of resident memory: buffers, headers, plan, names and the process itself. A checkpoint or a plan that takes
   // more is refused; a plan's share is known only once it is made.
   uint64_t max_memory = uint64_t{256} << 20;
-  unsigned workers = 0;  // 0: as many as there are cores, 2 to 8
-  // Told of bytes done and bytes in all, at most ten times a second, by one thread at a time.
-  std::function<void(uint64_t done, uint64_t total)> progress;
+  unsigned workers = 0;                           // 0: as many as there are cores, 2 to 8
+  std::function<void(const Progress&)> progress;  // told at most ten times a second, by one thread at a time
   // When it turns true, calls that move or compare data stop within a step and throw kCancelled; calls that read
   // headers only (Inspect, Conversion's constructor) do not look at it. Not owned.
   const std::atomic<bool>* stop = nullptr;
@@ -97,6 +103,7 @@ struct PlanReport {
 
 struct ConvertReport {
   bool already_complete = false;
+  bool verified = false;  // compared with the source, as ConvertOptions::verify asks
   uint64_t bytes_read = 0, bytes_written = 0, files = 0;
   std::vector<std::pair<std::string, uint64_t>> overflows;  // tensor, finite values that became infinite
   std::vector<std::string> notes;                           // what of an earlier run was of no use any more
@@ -148,6 +155,7 @@ struct TensorDifference {
 };
 
 struct VerifyReport {
+  std::string kind_a, kind_b;
   bool equal = true;
   struct HyperDifference {
     std::string key, a, b;  // JSON texts

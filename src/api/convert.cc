@@ -178,7 +178,7 @@ struct Conversion::State {
 
   // Without a journal where nothing is written.
   ExecuteReport Move(Io& through, const std::string& folder, const std::string& journal) {
-    CallbackObserver observer(options.run);
+    CallbackObserver observer(options.run, "converting");
     ExecuteOptions with = execute;
     with.journal = journal;
     with.observer = &observer;
@@ -207,8 +207,9 @@ struct Conversion::State {
     }
     const std::vector<FileLayout>& files = planned.plan.files;
     if (done.hashes.size() != files.size()) return std::nullopt;
-    for (size_t i = 0; i < files.size(); ++i)
-      if (HashOf(io, JoinPath(stage.folder(), files[i].path), options.run) != done.hashes[i]) return std::nullopt;
+    std::vector<NamedSize> staged;
+    for (const FileLayout& file : files) staged.push_back({JoinPath(stage.folder(), file.path), file.size});
+    if (HashFiles(io, staged, options.run) != done.hashes) return std::nullopt;
     return done;
   }
 
@@ -306,7 +307,7 @@ struct Conversion::State {
   }
 
   ConvertReport ReportOf(const ExecuteReport& done) const {
-    ConvertReport result{false, done.bytes_read, done.bytes_written, planned.plan.files.size(), {}};
+    ConvertReport result{false, options.verify, done.bytes_read, done.bytes_written, planned.plan.files.size(), {}};
     for (const Overflow& overflow : done.overflows) result.overflows.emplace_back(overflow.tensor, overflow.count);
     return result;
   }
@@ -315,7 +316,7 @@ struct Conversion::State {
   ConvertReport Discard() {
     std::unique_ptr<Io> discarding = DiscardingIo(io);
     std::unique_ptr<Stage> stage = Claim(io, TargetFolder());
-    if (!stage) return {true, 0, 0, 0, {}};
+    if (!stage) return {true, false, 0, 0, 0, {}};
     ExecuteReport done = OrDiscard(*stage, [&] { return Move(*discarding, stage->folder(), ""); });
     stage->Discard();
     return ReportOf(done);
@@ -371,9 +372,15 @@ struct Conversion::State {
     }
   }
 
+  // What is to be said of a target that was complete before.
+  ConvertReport Complete() {
+    if (options.verify) VerifyFiles(options.output, "move them away and run again");
+    return {true, options.verify, 0, 0, planned.plan.files.size(), {}};
+  }
+
   ConvertReport Run() {
     if (options.discard) return Discard();
-    if (options.take_foreign && IsThereFromAnother()) return {true, 0, 0, planned.plan.files.size(), {}};
+    if (options.take_foreign && IsThereFromAnother()) return Complete();
     if (options.again) ForgetReceipt(io, options.output);
     std::unique_ptr<Stage> stage = Claim(io, TargetFolder());
     std::optional<ExecuteReport> done;
@@ -381,10 +388,7 @@ struct Conversion::State {
       stage->Discard();
       stage = Claim(io, TargetFolder());
     }
-    if (!stage) {
-      if (options.verify) VerifyFiles(options.output, "they have changed since; move them away and run again");
-      return {true, 0, 0, planned.plan.files.size(), {}};
-    }
+    if (!stage) return Complete();
     if (!done) done = OrDiscard(*stage, [&] { return Fill(*stage); });
     RefuseOverflow(*done);
     if (options.verify) OrDiscard(*stage, [&] { VerifyFiles(stage->folder(), "nothing is published"); });

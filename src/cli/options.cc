@@ -165,7 +165,7 @@ const std::vector<OptionRow>& Table() {
        }},
       {"--json", "", kConvert | kInspect | kVerify | kTables, "print results as JSON",
        [](Options& o, const std::string&) { o.json = true; }},
-      {"--log_format", "text|json", kConvert | kVerify, "how progress, notes and errors look on stderr",
+      {"--log_format", "text|json", kConvert | kInspect | kVerify, "how progress, notes and errors look on stderr",
        [](Options& o, const std::string& v) {
          o.log_format = OneOf("--log_format", v, {"text", "json"});
        }},
@@ -554,6 +554,14 @@ std::vector<std::string> NeedlessBetween(const Options& options, const std::stri
   for (const auto& given : options.conditional)
     if (!Lists(given.sources, source) && !Lists(given.targets, target))
       notes.push_back(fmt::format("{} is not needed: it means nothing from {} to {}", given.name, source, target));
+  return notes;
+}
+
+std::vector<std::string> NeedlessFor(const Options& options, const std::vector<std::string>& kinds) {
+  std::vector<std::string> notes;
+  for (const auto& given : options.conditional)
+    if (std::none_of(kinds.begin(), kinds.end(), [&](const std::string& kind) { return Lists(given.sources, kind); }))
+      notes.push_back(fmt::format("{} is not needed: it means nothing for {}", given.name, kinds[0]));
   return notes;
 }
 

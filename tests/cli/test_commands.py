@@ -192,7 +192,7 @@ def test_verify_names_the_tensor_and_the_place(source, tmp_path):
     assert [(entry["name"], entry["verdict"], entry["differing"]) for entry in different] == [(name, "differs", 1)]
     assert different[0]["worst"]["ulps"] == 1
     text = run("verify", source, other)
-    assert text.code == 1 and name in text.out
+    assert text.code == 1 and name in text.out and " in 1 element:" in text.out
 
 
 def test_verify_compares_after_rounding(tmp_path):
@@ -243,6 +243,22 @@ def test_verify_against_the_receipt(source, tmp_path):
     path.write_bytes(content)
     result = run("verify", tmp_path / "out")
     assert result.code == 1 and "model.safetensors" in result.out + result.err, result
+
+
+@pytest.mark.parametrize("workers", [(), ("--workers=1",), ("--workers=5",)])
+def test_verify_against_the_receipt_tells_how_far_it_is(source, tmp_path, workers):
+    convert(source, tmp_path / "out", *TO_NEMO)
+    result = run("verify", tmp_path / "out", "--log_format=json", *workers)
+    assert result.code == 0, result
+    last = json.loads(result.err.splitlines()[-1])
+    size = sum(path.stat().st_size for path in files(tmp_path / "out").values())
+    assert (last["event"], last["doing"], last["bytes_done"], last["bytes_total"]) == ("progress", "checking", size, size)
+    assert parsed("verify", tmp_path / "out")["bytes"] == size
+
+
+def test_verify_against_a_receipt_too_little_memory_for_the_workers(source, tmp_path):
+    convert(source, tmp_path / "out", "--to=hf")
+    assert_refused(run("verify", tmp_path / "out", "--max_memory=64MiB", "--workers=250"), (2,), r"250 workers")
 
 
 def test_verify_against_a_receipt_with_a_file_missing(source, tmp_path):

@@ -111,6 +111,20 @@ def test_a_checkpoint_of_another_program_is_taken_if_it_is_what_the_plan_says(mo
     assert {p: p.stat().st_ino for p in tmp.iterdir()} == inodes
 
 
+def test_a_checkpoint_of_another_program_is_verified_too(model, tmp_path, build):
+    """Its headers are what the plan says, its data need not be."""
+    tmp = tmp_path / "out-tmp"
+    convert(model, tmp, "--to=trtllm", "--checkpoint_only")
+    without_receipt(tmp)
+    words = ("convert", model, tmp_path / "out", "--to=trtllm", "--verify")
+    result = run(*words, env=build)
+    assert result.code == 0 and "already complete, verified against the source" in result.err, result
+    with (tmp / "rank0.safetensors").open("r+b") as file:
+        file.seek(-2, os.SEEK_END)
+        file.write(b"\x00\x42")
+    assert_refused(run(*words, "--override", "--quiet", env=build), (6,), r"differ from the source in 1 tensors")
+
+
 def test_a_checkpoint_of_another_request_is_refused(model, tmp_path, build):
     tmp = tmp_path / "out-tmp"
     convert(model, tmp, "--to=trtllm", "--checkpoint_only", "--tp_size=2")

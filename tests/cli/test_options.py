@@ -133,6 +133,24 @@ def test_option_that_means_nothing_between_two_kinds_is_told(tmp_path, source_ki
     assert f"{word.split('=')[0]} is not needed: it means nothing from {source_kind} to" in result.err, result
 
 
+@pytest.mark.parametrize("word", ["--vocab_size=7", "--hf_model_name=does/not"])
+def test_hint_that_means_nothing_for_what_is_looked_at_is_told(source, nemo, word):
+    name = word.split("=")[0]
+    for words in (("inspect", source), ("verify", source, source)):
+        result = run(*words, word)
+        assert result.code == 0 and f"{name} is not needed: it means nothing for hf" in result.err, result
+        assert "not needed" not in run(*words, word, "--quiet").err
+    assert "not needed" not in run("inspect", nemo, "--vocab_size=11").err
+    assert "not needed" not in run("verify", source, nemo, "--vocab_size=11").err
+
+
+def test_notes_and_errors_of_inspect_as_json_lines(source, tmp_path):
+    note, = run("inspect", source, "--vocab_size=7", "--log_format=json").err.splitlines()
+    assert json.loads(note)["event"] == "note"
+    error, = run("inspect", tmp_path / "none", "--log_format=json").err.splitlines()
+    assert json.loads(error)["code"] == "not_found"
+
+
 def test_option_that_means_something_is_not_told(source, nemo, tmp_path):
     for folder, words in ((source, (*TO_NEMO, "--allow_rope=config_only")), (nemo, (*TO_HF, "--max_shard_size=1GB"))):
         assert "not needed" not in run("plan", folder, tmp_path / "out", *words).err
@@ -160,8 +178,7 @@ def link_named_ns(folder):
 def test_called_ns_it_wants_to_be_told_the_target_too(source, tmp_path):
     """As the original does: no kind is its default."""
     program = link_named_ns(tmp_path / "bin") / "ns"
-    planned = json.loads(run("plan", source, tmp_path / "out", "--json", program=program).out)
-    assert planned["target"]["kind"] == "trtllm"
+    assert_refused(run("convert", source, tmp_path / "out", program=program), (2,), r"no target kind.*--to")
 
 
 def test_other_commands_of_ns_go_to_the_next_one_on_the_path(tmp_path):

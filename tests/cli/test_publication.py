@@ -132,7 +132,17 @@ def test_files_get_the_umask_of_the_user(source, tmp_path):
 
 
 def test_verify_before_publication(source, tmp_path):
-    convert(source, tmp_path / "out", *TO_NEMO, "--verify")
+    """The second pass has its name, and the last line says what it found."""
+    words = (*TO_NEMO, "--verify", "--json", "--log_format=json")
+    for last in ("done", "already_complete"):
+        result = convert(source, tmp_path / "out", *words)
+        lines = [json.loads(line) for line in result.err.splitlines()]
+        assert lines[-1]["event"] == last and lines[-1]["verified"] is True, result
+        assert json.loads(result.out)["verified"] is True
+        assert {line["doing"] for line in lines if line["event"] == "progress"} == (
+            {"converting", "comparing"} if last == "done" else {"comparing"})
+    assert "verified against the source" in convert(source, tmp_path / "out", *TO_NEMO, "--verify").err
+    assert json.loads(convert(source, tmp_path / "out", *TO_NEMO, "--json").out)["verified"] is False
 
 
 def test_quiet_says_nothing(source, tmp_path):
@@ -177,7 +187,8 @@ def test_overflow_to_infinity_is_an_error_unless_allowed(source, tmp_path):
     refused = run("convert", source, tmp_path / "out", "--to=hf", "--dtype=fp16")
     assert_refused(refused, (6,), r"model\.layers\.1\.mlp\.up_proj\.weight", r"\b2\b", r"--allow_overflow")
     assert_unpublished(tmp_path / "out")
-    convert(source, tmp_path / "out", "--to=hf", "--dtype=fp16", "--allow_overflow")
+    result = convert(source, tmp_path / "out", "--to=hf", "--dtype=fp16", "--allow_overflow", "--json", "--quiet")
+    assert json.loads(result.out)["overflows"] == [{"tensor": name, "count": 2}]
     assert tiny_model.read_hf(tmp_path / "out")[name].data[:4] == bytes.fromhex("007c") * 2
 
 
