@@ -101,6 +101,17 @@ struct PlanReport {
   std::vector<std::string> obstacles;  // why Run would fail as things are now: what the target holds, space
 };
 
+// A tensor of the model, or of its padding, on its way: from where to where. Without sources it is zeros; several
+// sources of one tensor are its pieces, or copies that must be equal.
+struct PartReport {
+  struct Place {
+    std::string tensor, file, dtype;
+    uint64_t bytes = 0;  // of the part in this file
+  };
+  std::string name;  // "q, layer 3"
+  std::vector<Place> sources, targets;
+};
+
 struct ConvertReport {
   bool already_complete = false;
   bool verified = false;  // compared with the source, as ConvertOptions::verify asks
@@ -115,6 +126,7 @@ class Conversion {
   explicit Conversion(ConvertOptions options);
   ~Conversion();
   const PlanReport& plan() const;
+  void ForEachPart(const std::function<void(const PartReport&)>& tell) const;  // in the order of the plan
   // Claims the target, moves the data, publishes. See DESIGN: at every instant the target is the old checkpoint, has no
   // marker, or is the new one.
   ConvertReport Run();

@@ -68,6 +68,28 @@ std::vector<std::string> AllMarkers() {
   return markers;
 }
 
+// Appends where pieces lie; those of one tensor in one file are one place.
+template <typename FileName>
+void AddPlaces(const std::vector<Piece>& pieces, const std::vector<std::string>& tensors, FileName file_name,
+               std::vector<PartReport::Place>& places) {
+  for (const Piece& piece : pieces) {
+    const std::string &tensor = tensors[piece.tensor], &file = file_name(piece.file);
+    if (places.empty() || places.back().tensor != tensor || places.back().file != file)
+      places.push_back({tensor, file, std::string(Row(piece.dtype).name), 0});
+    places.back().bytes += ElementCount(piece.box.shape) * ItemSize(piece.dtype);
+  }
+}
+
+PartReport ReportOf(const Plan& plan, const Part& part) {
+  PartReport report{part.name, {}, {}};
+  auto source = [&](uint32_t file) -> const std::string& { return plan.sources[file].relative; };
+  auto target = [&](uint32_t file) -> const std::string& { return plan.files[file].path; };
+  AddPlaces(part.sources, plan.source_tensors, source, report.sources);
+  for (const Part& operand : part.operands) AddPlaces(operand.sources, plan.source_tensors, source, report.sources);
+  AddPlaces(part.targets, plan.target_tensors, target, report.targets);
+  return report;
+}
+
 }  // namespace
 
 struct Conversion::State {
@@ -402,6 +424,9 @@ struct Conversion::State {
 Conversion::Conversion(ConvertOptions options) : state_(std::make_unique<State>(std::move(options))) {}
 Conversion::~Conversion() = default;
 const PlanReport& Conversion::plan() const { return state_->report; }
+void Conversion::ForEachPart(const std::function<void(const PartReport&)>& tell) const {
+  for (const Part& part : state_->planned.plan.parts) tell(reshard::ReportOf(state_->planned.plan, part));
+}
 ConvertReport Conversion::Run() { return state_->Run(); }
 
 }  // namespace reshard

@@ -145,7 +145,7 @@ int Convert(Options& options, Log& log, bool plan_only) {
   for (const std::string& note : options.notes) log.Note(note);
   for (const std::string& note : NeedlessBetween(options, plan.source_kind, plan.target_kind)) log.Note(note);
   if (plan_only || options.dry_run) {
-    Print(options.json ? Dump(PlanJson(plan)) : PlanText(plan));
+    options.json ? PrintPlanJson(conversion) : Print(PlanText(plan));
     return 0;
   }
   for (const std::string& note : plan.notes) log.Note(note);

@@ -197,6 +197,8 @@ void Log::Tell(const Progress& progress) {
   bar_ = true;
 }
 
+namespace {
+
 Json PlanJson(const PlanReport& plan) {
   Json files = Json::array();
   for (const NamedSize& file : plan.files) files.push_back({{"path", file.path}, {"size", file.size}});
@@ -218,6 +220,36 @@ Json PlanJson(const PlanReport& plan) {
           {"left", plan.left},
           {"notes", plan.notes},
           {"obstacles", plan.obstacles}};
+}
+
+Json PlacesJson(const std::vector<PartReport::Place>& places) {
+  Json json = Json::array();
+  for (const PartReport::Place& place : places)
+    json.push_back({{"tensor", place.tensor}, {"file", place.file}, {"dtype", place.dtype}, {"bytes", place.bytes}});
+  return json;
+}
+
+}  // namespace
+
+void PrintPlanJson(const Conversion& conversion) {
+  constexpr size_t kAtATime = 64 << 10;
+  auto dump = [](const Json& json, int indent) {
+    return json.dump(indent, ' ', false, Json::error_handler_t::replace);
+  };
+  std::string text = dump(PlanJson(conversion.plan()), 2);
+  text.erase(text.rfind("\n}"));
+  text += ",\n  \"parts\": [";
+  const char* between = "\n    ";
+  conversion.ForEachPart([&](const PartReport& part) {
+    const Json json = {
+        {"part", part.name}, {"sources", PlacesJson(part.sources)}, {"targets", PlacesJson(part.targets)}};
+    text += between + dump(json, -1);
+    between = ",\n    ";
+    if (text.size() < kAtATime) return;
+    Print(text);
+    text.clear();
+  });
+  Print(text + "\n  ]\n}\n");
 }
 
 std::string PlanText(const PlanReport& plan) {

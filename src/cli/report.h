@@ -39,7 +39,8 @@ class Log {
   bool json_, quiet_ = false, terminal_, bar_ = false;
 };
 
-Json PlanJson(const PlanReport& plan);
+// The plan with all its parts, some at a time, to stdout.
+void PrintPlanJson(const Conversion& conversion);
 std::string PlanText(const PlanReport& plan);
 Json InspectJson(const InspectReport& report);
 std::string InspectText(const InspectReport& report);
