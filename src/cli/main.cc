@@ -237,14 +237,15 @@ int Fail(Log& log, const Error& error) {
   return exit;
 }
 
-// The wish for JSON lines has to be known even where the options cannot be parsed.
+// The wish for JSON lines has to be known even where the options cannot be parsed. Of several the last counts.
 bool WantsJsonLog(const std::vector<std::string>& words) {
-  for (size_t i = 0; i < words.size(); ++i) {
-    if (words[i] == "--log_format=json" || words[i] == "--log-format=json") return true;
-    if ((words[i] == "--log_format" || words[i] == "--log-format") && i + 1 < words.size() && words[i + 1] == "json")
-      return true;
+  bool json = false;
+  for (size_t i = 0; i < words.size() && words[i] != "--"; ++i) {
+    std::string word = words[i];
+    if (word == "--log_format" || word == "--log-format") word += "=" + (i + 1 < words.size() ? words[i + 1] : "");
+    if (word.starts_with("--log_format=") || word.starts_with("--log-format=")) json = word.ends_with("=json");
   }
-  return false;
+  return json;
 }
 
 int Main(bool called_ns, std::vector<std::string> words) {

@@ -151,6 +151,13 @@ def test_notes_and_errors_of_inspect_as_json_lines(source, tmp_path):
     assert json.loads(error)["code"] == "not_found"
 
 
+@pytest.mark.parametrize("words, is_json", [
+    (("--log_format=json", "--log-format", "text"), False), (("--log_format=text", "--log-format", "json"), True),
+    (("--", "--log_format=json"), False)])
+def test_of_two_log_formats_the_last_counts(tmp_path, words, is_json):
+    assert run("inspect", tmp_path / "none", *words).err.startswith("{" if is_json else "reshard: error")
+
+
 def test_option_that_means_something_is_not_told(source, nemo, tmp_path):
     for folder, words in ((source, (*TO_NEMO, "--allow_rope=config_only")), (nemo, (*TO_HF, "--max_shard_size=1GB"))):
         assert "not needed" not in run("plan", folder, tmp_path / "out", *words).err
