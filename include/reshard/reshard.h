@@ -19,14 +19,20 @@ namespace reshard {
 
 const char* Version();
 
+// How far one pass over the data has come.
+struct Progress {
+  const char* doing;             // "converting", "comparing", "checking": a call may make several passes
+  uint64_t done = 0, total = 0;  // bytes
+  double seconds = 0;            // since the pass began
+};
+
 // How much of the machine a call may use, and how it reports and stops.
 struct RunOptions {
   // Bytes of resident memory: buffers, headers, plan, names and the process itself. A checkpoint or a plan that takes
   // more is refused; a plan's share is known only once it is made.
   uint64_t max_memory = uint64_t{256} << 20;
-  unsigned workers = 0;  // 0: as many as there are cores, 2 to 8
-  // Told of bytes done and bytes in all, at most ten times a second, by one thread at a time.
-  std::function<void(uint64_t done, uint64_t total)> progress;
+  unsigned workers = 0;                           // 0: as many as there are cores, 2 to 8
+  std::function<void(const Progress&)> progress;  // told at most ten times a second, by one thread at a time
   // When it turns true, calls that move or compare data stop within a step and throw kCancelled; calls that read
   // headers only (Inspect, Conversion's constructor) do not look at it. Not owned.
   const std::atomic<bool>* stop = nullptr;
@@ -95,8 +101,20 @@ struct PlanReport {
   std::vector<std::string> obstacles;  // why Run would fail as things are now: what the target holds, space
 };
 
+// A tensor of the model, or of its padding, on its way: from where to where. Without sources it is zeros; several
+// sources of one tensor are its pieces, or copies that must be equal.
+struct PartReport {
+  struct Place {
+    std::string tensor, file, dtype;
+    uint64_t bytes = 0;  // of the part in this file
+  };
+  std::string name;  // "q, layer 3"
+  std::vector<Place> sources, targets;
+};
+
 struct ConvertReport {
   bool already_complete = false;
+  bool verified = false;  // compared with the source, as ConvertOptions::verify asks
   uint64_t bytes_read = 0, bytes_written = 0, files = 0;
   std::vector<std::pair<std::string, uint64_t>> overflows;  // tensor, finite values that became infinite
   std::vector<std::string> notes;                           // what of an earlier run was of no use any more
@@ -108,6 +126,7 @@ class Conversion {
   explicit Conversion(ConvertOptions options);
   ~Conversion();
   const PlanReport& plan() const;
+  void ForEachPart(const std::function<void(const PartReport&)>& tell) const;  // in the order of the plan
   // Claims the target, moves the data, publishes. See DESIGN: at every instant the target is the old checkpoint, has no
   // marker, or is the new one.
   ConvertReport Run();
@@ -148,6 +167,7 @@ struct TensorDifference {
 };
 
 struct VerifyReport {
+  std::string kind_a, kind_b;
   bool equal = true;
   struct HyperDifference {
     std::string key, a, b;  // JSON texts

@@ -68,6 +68,28 @@ std::vector<std::string> AllMarkers() {
   return markers;
 }
 
+// Appends where pieces lie; those of one tensor in one file are one place.
+template <typename FileName>
+void AddPlaces(const std::vector<Piece>& pieces, const std::vector<std::string>& tensors, FileName file_name,
+               std::vector<PartReport::Place>& places) {
+  for (const Piece& piece : pieces) {
+    const std::string &tensor = tensors[piece.tensor], &file = file_name(piece.file);
+    if (places.empty() || places.back().tensor != tensor || places.back().file != file)
+      places.push_back({tensor, file, std::string(Row(piece.dtype).name), 0});
+    places.back().bytes += ElementCount(piece.box.shape) * ItemSize(piece.dtype);
+  }
+}
+
+PartReport ReportOf(const Plan& plan, const Part& part) {
+  PartReport report{part.name, {}, {}};
+  auto source = [&](uint32_t file) -> const std::string& { return plan.sources[file].relative; };
+  auto target = [&](uint32_t file) -> const std::string& { return plan.files[file].path; };
+  AddPlaces(part.sources, plan.source_tensors, source, report.sources);
+  for (const Part& operand : part.operands) AddPlaces(operand.sources, plan.source_tensors, source, report.sources);
+  AddPlaces(part.targets, plan.target_tensors, target, report.targets);
+  return report;
+}
+
 }  // namespace
 
 struct Conversion::State {
@@ -178,7 +200,7 @@ struct Conversion::State {
 
   // Without a journal where nothing is written.
   ExecuteReport Move(Io& through, const std::string& folder, const std::string& journal) {
-    CallbackObserver observer(options.run);
+    CallbackObserver observer(options.run, "converting");
     ExecuteOptions with = execute;
     with.journal = journal;
     with.observer = &observer;
@@ -207,8 +229,9 @@ struct Conversion::State {
     }
     const std::vector<FileLayout>& files = planned.plan.files;
     if (done.hashes.size() != files.size()) return std::nullopt;
-    for (size_t i = 0; i < files.size(); ++i)
-      if (HashOf(io, JoinPath(stage.folder(), files[i].path), options.run) != done.hashes[i]) return std::nullopt;
+    std::vector<NamedSize> staged;
+    for (const FileLayout& file : files) staged.push_back({JoinPath(stage.folder(), file.path), file.size});
+    if (HashFiles(io, staged, options.run) != done.hashes) return std::nullopt;
     return done;
   }
 
@@ -306,7 +329,7 @@ struct Conversion::State {
   }
 
   ConvertReport ReportOf(const ExecuteReport& done) const {
-    ConvertReport result{false, done.bytes_read, done.bytes_written, planned.plan.files.size(), {}};
+    ConvertReport result{false, options.verify, done.bytes_read, done.bytes_written, planned.plan.files.size(), {}};
     for (const Overflow& overflow : done.overflows) result.overflows.emplace_back(overflow.tensor, overflow.count);
     return result;
   }
@@ -315,7 +338,7 @@ struct Conversion::State {
   ConvertReport Discard() {
     std::unique_ptr<Io> discarding = DiscardingIo(io);
     std::unique_ptr<Stage> stage = Claim(io, TargetFolder());
-    if (!stage) return {true, 0, 0, 0, {}};
+    if (!stage) return {true, false, 0, 0, 0, {}};
     ExecuteReport done = OrDiscard(*stage, [&] { return Move(*discarding, stage->folder(), ""); });
     stage->Discard();
     return ReportOf(done);
@@ -371,9 +394,15 @@ struct Conversion::State {
     }
   }
 
+  // What is to be said of a target that was complete before.
+  ConvertReport Complete() {
+    if (options.verify) VerifyFiles(options.output, "move them away and run again");
+    return {true, options.verify, 0, 0, planned.plan.files.size(), {}};
+  }
+
   ConvertReport Run() {
     if (options.discard) return Discard();
-    if (options.take_foreign && IsThereFromAnother()) return {true, 0, 0, planned.plan.files.size(), {}};
+    if (options.take_foreign && IsThereFromAnother()) return Complete();
     if (options.again) ForgetReceipt(io, options.output);
     std::unique_ptr<Stage> stage = Claim(io, TargetFolder());
     std::optional<ExecuteReport> done;
@@ -381,10 +410,7 @@ struct Conversion::State {
       stage->Discard();
       stage = Claim(io, TargetFolder());
     }
-    if (!stage) {
-      if (options.verify) VerifyFiles(options.output, "they have changed since; move them away and run again");
-      return {true, 0, 0, planned.plan.files.size(), {}};
-    }
+    if (!stage) return Complete();
     if (!done) done = OrDiscard(*stage, [&] { return Fill(*stage); });
     RefuseOverflow(*done);
     if (options.verify) OrDiscard(*stage, [&] { VerifyFiles(stage->folder(), "nothing is published"); });
@@ -398,6 +424,9 @@ struct Conversion::State {
 Conversion::Conversion(ConvertOptions options) : state_(std::make_unique<State>(std::move(options))) {}
 Conversion::~Conversion() = default;
 const PlanReport& Conversion::plan() const { return state_->report; }
+void Conversion::ForEachPart(const std::function<void(const PartReport&)>& tell) const {
+  for (const Part& part : state_->planned.plan.parts) tell(reshard::ReportOf(state_->planned.plan, part));
+}
 ConvertReport Conversion::Run() { return state_->Run(); }
 
 }  // namespace reshard

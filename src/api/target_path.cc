@@ -7,6 +7,7 @@
 
 #include "base/bytes.h"
 #include "base/error.h"
+#include "base/text.h"
 
 namespace reshard {
 namespace {
@@ -81,7 +82,8 @@ void CheckFreeSpace(Io& io, const Plan& plan, const std::string& target, bool re
   bool old_is_in_the_way = replace && io.Stat(target) && free.bytes + SizeBelow(io, target) >= bytes;
   throw Error(
       Code::kNoSpace,
-      fmt::format("{} bytes are free, expected {}{}", free.bytes, bytes,
+      fmt::format("{} are free, expected {}, {} more{}", HumanBytes(free.bytes), HumanBytes(bytes),
+                  HumanBytes(bytes - free.bytes),
                   old_is_in_the_way
                       ? "; the old checkpoint stays until the new one is there, delete it first where that is too much"
                       : ""))

@@ -9,6 +9,7 @@
 #include "api/progress.h"
 #include "base/hash.h"
 #include "execute/compare.h"
+#include "execute/op_queue.h"
 #include "execute/publish.h"
 #include "plan/planner.h"
 
@@ -68,32 +69,50 @@ void CompareHyperParameters(const Checkpoint& a, const Checkpoint& b, VerifyRepo
   }
 }
 
-// A file against its entry in a receipt; a line where it is another.
-std::string CheckAgainstReceipt(Io& io, const std::string& folder, const Json& entry, const RunOptions& options,
-                                ReceiptReport& report) {
-  std::string name = entry.at("path"), path = JoinPath(folder, name);
-  uint64_t size = entry.at("size");
-  auto info = io.Stat(path);
+// What the size of a file says against its entry in a receipt; empty where it has that size.
+std::string SizeProblem(Io& io, const std::string& folder, const Json& entry) {
+  const std::string name = entry.at("path");
+  const uint64_t size = entry.at("size");
+  const auto info = io.Stat(JoinPath(folder, name));
   if (!info) return fmt::format("{}: missing, expected {} bytes", name, size);
-  if (info->size != size) return fmt::format("{}: {} bytes, expected {}", name, info->size, size);
-  std::string found = Hex(HashOf(io, path, options)), expected = entry.at("xxh3");
-  report.bytes += size;
-  return found == expected ? "" : fmt::format("{}: XXH3 {}, expected {}", name, found, expected);
+  return info->size == size ? "" : fmt::format("{}: {} bytes, expected {}", name, info->size, size);
+}
+
+uint64_t HashOf(Io& io, const std::string& path, std::vector<char>& buffer, Turn& turn) {
+  std::unique_ptr<File> file = io.OpenRead(path);
+  Xxh3 hash;
+  for (uint64_t at = 0, end = file->Info().size; at < end; at += buffer.size()) {
+    turn.Check();
+    uint64_t size = std::min<uint64_t>(buffer.size(), end - at);
+    file->ReadAt(buffer.data(), size, at);
+    hash.Update(buffer.data(), size);
+    turn.Done(size);
+  }
+  return hash.Digest();
+}
+
+// A part that is one op: as many bytes are to be done for it as the file has.
+Part PartOf(const NamedSize& file) {
+  Piece bytes;
+  bytes.box = WholeBox(Dims{file.size});
+  bytes.dtype = Dtype::kU8;
+  return {file.path, Dims{1}, {}, {bytes}};
 }
 
 }  // namespace
 
-uint64_t HashOf(Io& io, const std::string& path, const RunOptions& options) {
-  std::unique_ptr<File> file = io.OpenRead(path);
-  std::vector<char> buffer(kIoBuffer);
-  Xxh3 hash;
-  for (uint64_t at = 0, end = file->Info().size; at < end; at += buffer.size()) {
-    if (options.stop && *options.stop) throw Error(Code::kCancelled, "stopped by a signal");
-    uint64_t size = std::min<uint64_t>(buffer.size(), end - at);
-    file->ReadAt(buffer.data(), size, at);
-    hash.Update(buffer.data(), size);
-  }
-  return hash.Digest();
+std::vector<uint64_t> HashFiles(Io& io, const std::vector<NamedSize>& files, const RunOptions& options) {
+  std::vector<Part> parts;
+  for (const NamedSize& file : files) parts.push_back(PartOf(file));
+  ExecuteOptions execute = FitWorkers(options, [](uint64_t) { return kIoBuffer; });
+  CallbackObserver observer(options, "checking");
+  execute.observer = &observer;
+  std::vector<uint64_t> hashes(files.size());
+  OpQueue(parts, execute).Run(execute.workers, [&](Turn& turn) {
+    std::vector<char> buffer(kIoBuffer);
+    for (Op op; turn.Next(op);) hashes[op.part] = HashOf(io, files[op.part].path, buffer, turn);
+  });
+  return hashes;
 }
 
 std::vector<std::pair<std::string, Json>> HyperParametersOf(const Model& model) {
@@ -129,7 +148,7 @@ VerifyReport VerifyCheckpoints(Checkpoint a, Checkpoint b, const RunOptions& opt
   report.misshapen = paired.misshapen;
   report.equal = report.equal && paired.missing.empty() && paired.extra.empty() && paired.misshapen.empty();
   ExecuteOptions execute = FitWorkers(options, CompareWorkerBytes);
-  CallbackObserver observer(options);
+  CallbackObserver observer(options, "comparing");
   execute.observer = &observer;
   execute.drop_source_cache = ExceedHalfOfRam(a.files) || ExceedHalfOfRam(b.files);
   for (const PartComparison& compared : Compare(paired.parts, a.files, b.files, PosixIo(), execute)) {
@@ -148,6 +167,8 @@ VerifyReport Verify(const std::string& a, const std::string& b, const SourceHint
   };
   Checkpoint left = open(a), right = open(b);
   VerifyReport report = VerifyCheckpoints(left, right, options, {});
+  report.kind_a = left.kind;
+  report.kind_b = right.kind;
   for (auto [name, checkpoint] : {std::pair{"A", &left}, std::pair{"B", &right}})
     if (!report.equal && !checkpoint->vocabulary_doubt.empty())
       report.notes.push_back(fmt::format("{}: {}", name, checkpoint->vocabulary_doubt));
@@ -164,11 +185,23 @@ ReceiptReport VerifyReceipt(const std::string& path, const RunOptions& options) 
                 "there is no receipt .reshard.json, expected one; give a second checkpoint to compare with")
         .At("reading", path);
   ReceiptReport report;
+  std::vector<NamedSize> whole;  // of the size that they should have
+  std::vector<const Json*> entries;
   for (const Json& entry : receipt->at("files")) {
-    std::string problem = CheckAgainstReceipt(io, path, entry, options, report);
     ++report.files;
-    if (!problem.empty()) report.problems.push_back(problem);
+    if (std::string problem = SizeProblem(io, path, entry); !problem.empty()) {
+      report.problems.push_back(std::move(problem));
+      continue;
+    }
+    whole.push_back({JoinPath(path, entry.at("path")), entry.at("size")});
+    entries.push_back(&entry);
+    report.bytes += whole.back().size;
   }
+  const std::vector<uint64_t> hashes = HashFiles(io, whole, options);
+  for (size_t i = 0; i < entries.size(); ++i)
+    if (const std::string expected = entries[i]->at("xxh3"), found = Hex(hashes[i]); found != expected)
+      report.problems.push_back(
+          fmt::format("{}: XXH3 {}, expected {}", entries[i]->at("path").get<std::string>(), found, expected));
   report.equal = report.problems.empty();
   return report;
 }

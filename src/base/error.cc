@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 
@@ -55,22 +56,28 @@ Error& Error::Tensor(std::string name) {
 }
 
 Error& Error::Also(std::vector<std::string> problems) {
-  constexpr size_t kShown = 20;
-  if (problems.size() > kShown) {
-    problems[kShown] = fmt::format("and {} more", problems.size() - kShown);
-    problems.resize(kShown + 1);
-  }
   also_ = std::move(problems);
   Compose();
   return *this;
 }
 
+std::string Error::Sentence() const {
+  std::string text;
+  if (!path_.empty()) text += action_ + " " + path_;
+  if (!tensor_.empty()) text += (text.empty() ? "tensor '" : ", tensor '") + tensor_ + "'";
+  return text + (text.empty() ? "" : ": ") + message_;
+}
+
+std::vector<std::string> Error::Shown() const {
+  constexpr size_t kMost = 200;
+  std::vector<std::string> shown(also_.begin(), also_.begin() + static_cast<ptrdiff_t>(std::min(also_.size(), kMost)));
+  if (also_.size() > kMost) shown.push_back(fmt::format("and {} more", also_.size() - kMost));
+  return shown;
+}
+
 void Error::Compose() {
-  text_.clear();
-  if (!path_.empty()) text_ += action_ + " " + path_;
-  if (!tensor_.empty()) text_ += (text_.empty() ? "tensor '" : ", tensor '") + tensor_ + "'";
-  text_ += (text_.empty() ? "" : ": ") + message_;
-  for (const std::string& problem : also_) text_ += "\n  " + problem;
+  text_ = Sentence();
+  for (const std::string& problem : Shown()) text_ += "\n  " + problem;
 }
 
 Error SystemError(int error_number, std::string doing, std::string path) {

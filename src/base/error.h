@@ -40,8 +40,8 @@ class Error : public std::exception {
   Error& At(std::string action, std::string path);
   Error& Tensor(std::string name);
 
-  // More problems of the same kind, found in the same pass; each is one line of its own below the first. Twenty are
-  // kept, and one that says how many more there are.
+  // More problems of the same kind, found in the same pass. what() has a line for each below the first, as far as a
+  // person may read them: those of Shown().
   Error& Also(std::vector<std::string> problems);
 
   const char* what() const noexcept override { return text_.c_str(); }
@@ -50,6 +50,8 @@ class Error : public std::exception {
   const std::string& path() const { return path_; }
   const std::string& tensor() const { return tensor_; }
   const std::vector<std::string>& also() const { return also_; }
+  std::string Sentence() const;            // what() without them
+  std::vector<std::string> Shown() const;  // the first 200 of them, and a line that says how many more there are
 
  private:
   void Compose();

@@ -61,13 +61,16 @@ TEST(Code, HasTheDocumentedExitCodeAndName) {
   }
 }
 
-TEST(Error, KeepsTwentyProblemsAndCountsTheRest) {
+TEST(Error, ShowsTwoHundredProblemsCountsTheRestAndKeepsAll) {
   Error few(Code::kMismatch, "many"), many = few;
-  few.Also(std::vector<std::string>(20, "x"));
-  EXPECT_EQ(few.also(), std::vector<std::string>(20, "x"));
-  many.Also(std::vector<std::string>(25, "x"));
-  ASSERT_EQ(many.also().size(), 21u);
-  EXPECT_EQ(many.also().back(), "and 5 more");
+  few.Also(std::vector<std::string>(200, "x"));
+  EXPECT_EQ(few.Shown(), std::vector<std::string>(200, "x"));
+  many.Also(std::vector<std::string>(205, "x"));
+  EXPECT_EQ(many.also().size(), 205u);
+  ASSERT_EQ(many.Shown().size(), 201u);
+  EXPECT_EQ(many.Shown().back(), "and 5 more");
+  EXPECT_TRUE(std::string(many.what()).ends_with("\n  x\n  and 5 more"));
+  EXPECT_EQ(many.Sentence(), "many");
 }
 
 TEST(SystemError, TellsTheCodeFromTheErrorNumber) {

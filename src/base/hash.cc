@@ -1,6 +1,9 @@
 #include "base/hash.h"
 
 #define XXH_INLINE_ALL
+// The one-shot SHA256 looks its algorithm up, and drags all of libcrypto into a static program, sockets and names of
+// hosts too; these do not, and are only called deprecated.
+#define OPENSSL_SUPPRESS_DEPRECATED
 #include <fmt/format.h>
 #include <openssl/sha.h>
 #include <xxhash.h>
@@ -20,7 +23,10 @@ std::string Hex(uint64_t value) { return fmt::format("{:016x}", value); }
 
 std::string Sha256Hex(std::string_view bytes) {
   unsigned char digest[SHA256_DIGEST_LENGTH];
-  SHA256(reinterpret_cast<const unsigned char*>(bytes.data()), bytes.size(), digest);
+  SHA256_CTX state;
+  SHA256_Init(&state);
+  SHA256_Update(&state, bytes.data(), bytes.size());
+  SHA256_Final(digest, &state);
   std::string hex;
   for (unsigned char byte : digest) hex += fmt::format("{:02x}", byte);
   return hex;

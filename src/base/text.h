@@ -1,6 +1,7 @@
-// Text of untrusted files: UTF-8, and how a message may show it.
+// Text of untrusted files: UTF-8, and how a message may show it; numbers as people read them.
 #pragma once
 
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -20,5 +21,7 @@ std::optional<char32_t> FirstHidden(std::string_view text);
 // The text with nothing in it that a terminal would obey: hidden characters as <U+001B>, bytes that are no UTF-8 as
 // <FF>; cut behind about `longest` bytes.
 std::string Visible(std::string_view text, size_t longest = 80);
+
+std::string HumanBytes(uint64_t bytes);  // "1.23 GB", powers of 1000
 
 }  // namespace reshard

@@ -55,5 +55,14 @@ TEST(Visible, CutsLongText) {
   EXPECT_EQ(Visible(std::string(1000, 'n'), std::string::npos), std::string(1000, 'n'));
 }
 
+TEST(HumanBytes, HasThreeDigitsAndPowersOfThousand) {
+  EXPECT_EQ(HumanBytes(0), "0 B");
+  EXPECT_EQ(HumanBytes(999), "999 B");
+  EXPECT_EQ(HumanBytes(1000), "1.00 kB");
+  EXPECT_EQ(HumanBytes(12'340'000), "12.3 MB");
+  EXPECT_EQ(HumanBytes(999'400'000), "999 MB");
+  EXPECT_EQ(HumanBytes(999'600'000), "1.00 GB");
+}
+
 }  // namespace
 }  // namespace reshard

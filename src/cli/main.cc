@@ -11,6 +11,7 @@
 #include <new>
 
 #include "base/json.h"
+#include "base/text.h"
 #include "cli/next_ns.h"
 #include "cli/options.h"
 #include "cli/report.h"
@@ -81,25 +82,37 @@ ConvertReport RunStoppable(Conversion& conversion) {
   return conversion.Run();
 }
 
+Json OverflowsJson(const ConvertReport& report) {
+  Json json = Json::array();
+  for (const auto& [tensor, count] : report.overflows) json.push_back({{"tensor", tensor}, {"count", count}});
+  return json;
+}
+
 // On stderr, and as JSON on stdout where that is asked for.
 void TellDone(const Options& options, const PlanReport& plan, const ConvertReport& report, double seconds, Log& log) {
-  Json json = {{"plan_id", plan.id}, {"target", plan.target}, {"already_complete", report.already_complete}};
+  Json json = {{"plan_id", plan.id},
+               {"target", plan.target},
+               {"already_complete", report.already_complete},
+               {"verified", report.verified}};
+  const char* verified = report.verified ? ", verified against the source" : "";
   if (report.already_complete) {
-    log.Done(fmt::format("{} is already complete", plan.target), {{"event", "already_complete"}, {"plan_id", plan.id}});
+    log.Done(fmt::format("{} is already complete{}", plan.target, verified),
+             {{"event", "already_complete"}, {"plan_id", plan.id}, {"verified", report.verified}});
     json["files"] = plan.files.size();
   } else {
     const Json numbers = {{"files", report.files},
                           {"bytes_read", report.bytes_read},
                           {"bytes_written", report.bytes_written},
-                          {"seconds", seconds}};
-    Json event = {{"event", "done"}, {"plan_id", plan.id}};
+                          {"seconds", seconds},
+                          {"overflows", OverflowsJson(report)}};
+    Json event = {{"event", "done"}, {"plan_id", plan.id}, {"verified", report.verified}};
     event.update(numbers);
     json.update(numbers);
-    log.Done(fmt::format("{} {}: {} files, {} in {:.1f} s ({}/s)",
-                         options.convert.discard ? "measured and discarded" : "wrote", plan.target,
-                         Grouped(report.files), HumanBytes(report.bytes_written), seconds,
-                         HumanBytes(static_cast<uint64_t>(static_cast<double>(report.bytes_written) / seconds))),
-             event);
+    log.Done(
+        fmt::format("{} {}: {}, {} in {:.1f} s ({}/s){}", options.convert.discard ? "measured and discarded" : "wrote",
+                    plan.target, Counted(report.files, "file"), HumanBytes(report.bytes_written), seconds,
+                    HumanBytes(static_cast<uint64_t>(static_cast<double>(report.bytes_written) / seconds)), verified),
+        event);
   }
   if (options.json) Print(Dump(json));
 }
@@ -118,7 +131,7 @@ int Convert(Options& options, Log& log, bool plan_only) {
   auto begin = std::chrono::steady_clock::now();
   RunOptions& run = options.convert.run;
   run.stop = &stop;
-  run.progress = [&](uint64_t done, uint64_t total) { log.Progress("converting", done, total); };
+  run.progress = [&](const Progress& progress) { log.Tell(progress); };
   std::string builder;  // where it is not to be found, nothing is done for it either
   if (!options.engine.empty() && !plan_only && !options.dry_run) {
     builder = FindTrtllmBuild();
@@ -132,7 +145,7 @@ int Convert(Options& options, Log& log, bool plan_only) {
   for (const std::string& note : options.notes) log.Note(note);
   for (const std::string& note : NeedlessBetween(options, plan.source_kind, plan.target_kind)) log.Note(note);
   if (plan_only || options.dry_run) {
-    Print(options.json ? Dump(PlanJson(plan)) : PlanText(plan));
+    options.json ? PrintPlanJson(conversion) : Print(PlanText(plan));
     return 0;
   }
   for (const std::string& note : plan.notes) log.Note(note);
@@ -149,32 +162,39 @@ SourceHints HintsOf(const Options& options) {
   return {options.convert.model_type, options.convert.hf_model_name, options.convert.vocab_size};
 }
 
-int RunInspect(const Options& options) {
+void TellNeedless(const Options& options, const std::vector<std::string>& kinds, Log& log) {
+  for (const std::string& note : NeedlessFor(options, kinds)) log.Note(note);
+}
+
+int RunInspect(const Options& options, Log& log) {
   InspectReport report = Inspect(options.paths[0], HintsOf(options), options.convert.run);
+  TellNeedless(options, {report.kind}, log);
   Print(options.json ? Dump(InspectJson(report)) : InspectText(report));
   return 0;
 }
 
-int VerifyOne(const Options& options) {
+int VerifyOne(const Options& options, Log& log) {
   ReceiptReport report = VerifyReceipt(options.paths[0], options.convert.run);
+  log.ProgressDone();
   if (options.json) {
     Print(Dump(
         {{"equal", report.equal}, {"files", report.files}, {"bytes", report.bytes}, {"problems", report.problems}}));
   } else {
     std::string text;
     for (const std::string& problem : report.problems) text += "differs  " + problem + "\n";
-    Print(text + fmt::format("{}: {} files, {}, against the receipt\n", report.equal ? "equal" : "not equal",
-                             Grouped(report.files), HumanBytes(report.bytes)));
+    Print(text + fmt::format("{}: {}, {}, against the receipt\n", report.equal ? "equal" : "not equal",
+                             Counted(report.files, "file"), HumanBytes(report.bytes)));
   }
   return report.equal ? 0 : kDiffers;
 }
 
 int RunVerify(Options& options, Log& log) {
   RunOptions& run = options.convert.run;
-  run.progress = [&](uint64_t done, uint64_t total) { log.Progress("comparing", done, total); };
-  if (options.paths.size() == 1) return VerifyOne(options);
+  run.progress = [&](const Progress& progress) { log.Tell(progress); };
+  if (options.paths.size() == 1) return VerifyOne(options, log);
   VerifyReport report = Verify(options.paths[0], options.paths[1], HintsOf(options), run);
   log.ProgressDone();
+  TellNeedless(options, {report.kind_a, report.kind_b}, log);
   Print(options.json ? Dump(VerifyJson(report)) : VerifyText(report));
   return report.equal ? 0 : kDiffers;
 }
@@ -199,7 +219,7 @@ Json TableJson(const std::vector<TableRow>& rows) {
 
 int RunCommand(const std::string& command, Options& options, Log& log) {
   if (command == "convert" || command == "plan") return Convert(options, log, command == "plan");
-  if (command == "inspect") return RunInspect(options);
+  if (command == "inspect") return RunInspect(options, log);
   if (command == "verify") return RunVerify(options, log);
   if (command == "families")
     return PrintTable(FamilyTable(), "family     group        class", options, Json::parse(FamiliesJson()));
@@ -217,14 +237,15 @@ int Fail(Log& log, const Error& error) {
   return exit;
 }
 
-// The wish for JSON lines has to be known even where the options cannot be parsed.
+// The wish for JSON lines has to be known even where the options cannot be parsed. Of several the last counts.
 bool WantsJsonLog(const std::vector<std::string>& words) {
-  for (size_t i = 0; i < words.size(); ++i) {
-    if (words[i] == "--log_format=json" || words[i] == "--log-format=json") return true;
-    if ((words[i] == "--log_format" || words[i] == "--log-format") && i + 1 < words.size() && words[i + 1] == "json")
-      return true;
+  bool json = false;
+  for (size_t i = 0; i < words.size() && words[i] != "--"; ++i) {
+    std::string word = words[i];
+    if (word == "--log_format" || word == "--log-format") word += "=" + (i + 1 < words.size() ? words[i + 1] : "");
+    if (word.starts_with("--log_format=") || word.starts_with("--log-format=")) json = word.ends_with("=json");
   }
-  return false;
+  return json;
 }
 
 int Main(bool called_ns, std::vector<std::string> words) {
@@ -249,8 +270,9 @@ int Main(bool called_ns, std::vector<std::string> words) {
     if (std::find(known.begin(), known.end(), command) == known.end()) {
       if (called_ns) RunNextNs(command, words);
       std::string closest = Closest(command, known);
-      throw Error(Code::kInvalidArgument, fmt::format("the command '{}' is not known{}`reshard --help` lists all",
-                                                      command, DidYouMean(closest)));
+      throw Error(Code::kInvalidArgument,
+                  fmt::format("the command '{}' is not known{}{}`reshard --help` lists all", command,
+                              called_ns ? ", and there is no other ns on the PATH" : "", DidYouMean(closest)));
     }
     Options options = ParseOptions(command, std::move(words), called_ns);
     if (options.help) {

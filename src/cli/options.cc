@@ -5,6 +5,7 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <functional>
+#include <map>
 
 #include "launch/trtllm_build.h"
 
@@ -34,7 +35,7 @@ constexpr const char* kExitCodes =
     "Exit codes: 0 done, 1 verify found a difference, 2 usage, 3 path, 4 corrupt input, 5 unsupported,\n"
     "6 mismatch, 7 system, 70 our bug, 130, 143 stopped by a signal (docs/errors.md).\n";
 
-// Where a value goes; flags are given "".
+// Where a value goes; that of a flag means nothing.
 using Store = std::function<void(Options&, const std::string&)>;
 
 struct OptionRow {
@@ -73,7 +74,8 @@ uint64_t Count(const std::string& name, const std::string& value, uint64_t least
 
 // Powers of 1000 only, as transformers has them: a shard of 5GiB would be another split than save_pretrained's.
 uint64_t ShardSize(const std::string& value) {
-  if (value.ends_with("iB")) throw Usage("--max_shard_size is '" + value + "', expected a size in KB, MB, GB or TB");
+  if (value.find_first_of("iI") != value.npos)
+    throw Usage("--max_shard_size is '" + value + "', expected a size in KB, MB, GB or TB");
   return ParseSize(value, "--max_shard_size");
 }
 
@@ -163,7 +165,7 @@ const std::vector<OptionRow>& Table() {
        }},
       {"--json", "", kConvert | kInspect | kVerify | kTables, "print results as JSON",
        [](Options& o, const std::string&) { o.json = true; }},
-      {"--log_format", "text|json", kConvert | kVerify, "how progress, notes and errors look on stderr",
+      {"--log_format", "text|json", kConvert | kInspect | kVerify, "how progress, notes and errors look on stderr",
        [](Options& o, const std::string& v) {
          o.log_format = OneOf("--log_format", v, {"text", "json"});
        }},
@@ -317,8 +319,7 @@ Error UsageOf(const CLI::ParseError& error) {
   for (const OptionRow& row : Table()) {
     std::vector<std::string> names = NamesOf(row);
     if (std::find(names.begin(), names.end(), name) == names.end()) continue;
-    return Usage(*row.value ? fmt::format("there is no value behind {0}, expected {0}={1}", name, row.value)
-                            : fmt::format("{0} was given a value, expected {0} alone", name));
+    return Usage(fmt::format("there is no value behind {0}, expected {0}={1}", name, row.value));
   }
   return Usage(text);
 }
@@ -346,6 +347,7 @@ void RefuseUnknown(const std::string& word, const CommandRow& command) {
                                           command.name + " --help`")
           .At("parsing", name);
   std::vector<std::string> known;
+  if (command.bit == kConvert) known.assign(std::begin(kLater), std::end(kLater));
   for (const OptionRow& row : Table())
     if (row.commands & command.bit)
       for (const std::string& other : NamesOf(row)) known.push_back(other);
@@ -484,6 +486,37 @@ void Take(const OptionRow& row, const std::string& value, Options& options) {
   if (*row.sources || *row.targets) options.conditional.push_back({NamesOf(row)[0], row.sources, row.targets});
 }
 
+// Takes the options of the table, each where it stands last, in the order of the command line: of two that contradict
+// one another the last counts too. Returns the words that are none.
+std::vector<std::string> TakeOptions(std::vector<std::string> words, const CommandRow& command, Options& options) {
+  CLI::App app;
+  app.set_help_flag();
+  app.allow_extras();
+  app.prefix_command(false);
+  std::map<const CLI::Option*, const OptionRow*> rows;
+  for (const OptionRow& row : Table()) {
+    if (!(row.commands & command.bit)) continue;
+    CLI::Option* option = *row.value ? app.add_option(row.names)->allow_extra_args(false) : app.add_flag(row.names);
+    rows[option->multi_option_policy(CLI::MultiOptionPolicy::TakeLast)] = &row;
+  }
+  std::reverse(words.begin(), words.end());  // CLI11 takes them from the back
+  try {
+    app.parse(words);
+  } catch (const CLI::ParseError& error) {
+    throw UsageOf(error);
+  }
+  std::map<const CLI::Option*, size_t> seen;
+  for (const CLI::Option* option : app.parse_order()) {
+    if (++seen[option] < option->count()) continue;
+    const OptionRow& row = *rows[option];
+    const std::string& value = option->results().back();
+    if (!*row.value && value != "true")
+      throw Usage(fmt::format("{0} was given a value, expected {0} alone", NamesOf(row)[0]));
+    Take(row, value, options);
+  }
+  return app.remaining();
+}
+
 std::string OptionHelp(const OptionRow& row) {
   constexpr size_t kColumn = 30;
   std::string left = "  ";
@@ -524,6 +557,14 @@ std::vector<std::string> NeedlessBetween(const Options& options, const std::stri
   return notes;
 }
 
+std::vector<std::string> NeedlessFor(const Options& options, const std::vector<std::string>& kinds) {
+  std::vector<std::string> notes;
+  for (const auto& given : options.conditional)
+    if (std::none_of(kinds.begin(), kinds.end(), [&](const std::string& kind) { return Lists(given.sources, kind); }))
+      notes.push_back(fmt::format("{} is not needed: it means nothing for {}", given.name, kinds[0]));
+  return notes;
+}
+
 std::string HelpText(const std::string& name) {
   const CommandRow* command = FindCommand(name);
   if (!command) {
@@ -539,7 +580,9 @@ std::string HelpText(const std::string& name) {
       std::string("usage: reshard ") + command->name + " " + command->arguments + "\n\n" + command->what + "\n\n";
   for (const OptionRow& row : Table())
     if ((row.commands & command->bit) && *row.help) text += OptionHelp(row);
-  return text + "\nNames take '-' for '_'; sizes are 10GB or 256MiB; of an option given twice the last counts.\n" +
+  return text +
+         "\nNames take '-' for '_'; sizes are 10GB or, of memory, 256MiB; of an option given twice\nthe last "
+         "counts.\n" +
          kExitCodes;
 }
 
@@ -549,31 +592,9 @@ Options ParseOptions(const std::string& name, std::vector<std::string> words, bo
   for (std::string& word : words) word = WithUnderscores(word);
   Options options;
   if (called_ns && command.bit == kConvert) options.convert.dtype = "bf16";
-  CLI::App app;
-  app.set_help_flag();
-  app.allow_extras();
-  app.prefix_command(false);
-  for (const OptionRow& row : Table()) {
-    if (!(row.commands & command.bit)) continue;
-    if (*row.value) {
-      app.add_option_function<std::string>(row.names,
-                                           [&options, &row](const std::string& value) { Take(row, value, options); })
-          ->multi_option_policy(CLI::MultiOptionPolicy::TakeLast)
-          ->allow_extra_args(false);
-    } else {
-      app.add_flag_callback(row.names, [&options, &row] { Take(row, "", options); })
-          ->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
-    }
-  }
-  std::reverse(words.begin(), words.end());  // CLI11 takes them from the back
-  try {
-    app.parse(words);
-  } catch (const CLI::ParseError& error) {
-    throw UsageOf(error);
-  }
+  const std::vector<std::string> others = TakeOptions(std::move(words), command, options);
   if (options.help) return options;
-  if (options.convert.to.empty() && called_ns) options.convert.to = "trtllm";
-  SortWords(app.remaining(), command, options);
+  SortWords(others, command, options);
   const bool builds = command.bit == kConvert && options.convert.to == "trtllm" && !options.checkpoint_only;
   std::vector<std::string>& rest = builds ? options.build : options.paths;
   rest.insert(rest.end(), behind.begin(), behind.end());

@@ -36,6 +36,9 @@ Options ParseOptions(const std::string& command, std::vector<std::string> words,
 // Notes on given options that mean nothing between two kinds.
 std::vector<std::string> NeedlessBetween(const Options& options, const std::string& source, const std::string& target);
 
+// The same where checkpoints of these kinds are looked at.
+std::vector<std::string> NeedlessFor(const Options& options, const std::vector<std::string>& kinds);
+
 std::string HelpText(const std::string& command);  // of one command; of the program where it is empty
 
 // The closest of `known`, if it is close to `word`; else empty.

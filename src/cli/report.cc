@@ -102,19 +102,6 @@ void Print(const std::string& text) {
   }
 }
 
-std::string HumanBytes(uint64_t bytes) {
-  static constexpr const char* kUnits[] = {"B", "kB", "MB", "GB", "TB", "PB"};
-  double value = static_cast<double>(bytes);
-  size_t unit = 0;
-  for (; value >= 999.5 && unit + 1 < std::size(kUnits); ++unit) value /= 1000;
-  return unit == 0 ? fmt::format("{} B", bytes)
-                   : fmt::format("{:.{}f} {}", value,
-                                 value < 9.995   ? 2
-                                 : value < 99.95 ? 1
-                                                 : 0,
-                                 kUnits[unit]);
-}
-
 std::string HumanCount(uint64_t count) {
   for (auto [size, unit] : {std::pair{1e12, "T"}, std::pair{1e9, "B"}, std::pair{1e6, "M"}, std::pair{1e3, "K"}}) {
     double value = static_cast<double>(count) / size;
@@ -127,6 +114,10 @@ std::string Grouped(uint64_t number) {
   std::string text = std::to_string(number);
   for (size_t at = text.size(); at > 3;) text.insert(at -= 3, ",");
   return text;
+}
+
+std::string Counted(uint64_t count, const char* noun) {
+  return fmt::format("{} {}{}", Grouped(count), noun, count == 1 ? "" : "s");
 }
 
 Log::Log(bool json) : json_(json), terminal_(isatty(STDERR_FILENO)) {}
@@ -160,14 +151,14 @@ void Log::Failure(const Error& error, int exit) {
 
 std::string Log::FailureText(const Error& error, int exit) const {
   if (json_) {
-    Json line = {{"event", "error"}, {"code", CodeName(error.code())}, {"exit", exit}, {"text", error.what()}};
+    Json line = {{"event", "error"}, {"code", CodeName(error.code())}, {"exit", exit}, {"text", error.Sentence()}};
     if (!error.path().empty()) line["path"] = error.path();
     if (!error.tensor().empty()) line["tensor"] = error.tensor();
+    if (!error.also().empty()) line["problems"] = error.also();
     return LineOf(line);
   }
-  std::string text = error.what(), first = text.substr(0, text.find('\n'));
-  text = fmt::format("reshard: error: {}\n", Printable(error.also().empty() ? text : first));
-  for (const std::string& problem : error.also()) text += fmt::format("  {}\n", Printable(problem));
+  std::string text = fmt::format("reshard: error: {}\n", Printable(error.Sentence()));
+  for (const std::string& problem : error.Shown()) text += fmt::format("  {}\n", Printable(problem));
   return text;
 }
 
@@ -175,9 +166,9 @@ std::string Log::LastWords(const Error& error, int exit) const {
   return (terminal_ ? kWipe : "") + FailureText(error, exit);
 }
 
-void Log::Progress(const char* doing, uint64_t done, uint64_t total) {
+void Log::Tell(const Progress& progress) {
   if (quiet_ || (!json_ && !terminal_)) return;
-  double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+  const auto& [doing, done, total, seconds] = progress;
   double rate = seconds > 0 ? static_cast<double>(done) / seconds : 0;
   double left = rate > 0 ? static_cast<double>(total - done) / rate : 0;
   if (json_) {
@@ -206,6 +197,8 @@ void Log::Progress(const char* doing, uint64_t done, uint64_t total) {
   bar_ = true;
 }
 
+namespace {
+
 Json PlanJson(const PlanReport& plan) {
   Json files = Json::array();
   for (const NamedSize& file : plan.files) files.push_back({{"path", file.path}, {"size", file.size}});
@@ -229,14 +222,44 @@ Json PlanJson(const PlanReport& plan) {
           {"obstacles", plan.obstacles}};
 }
 
+Json PlacesJson(const std::vector<PartReport::Place>& places) {
+  Json json = Json::array();
+  for (const PartReport::Place& place : places)
+    json.push_back({{"tensor", place.tensor}, {"file", place.file}, {"dtype", place.dtype}, {"bytes", place.bytes}});
+  return json;
+}
+
+}  // namespace
+
+void PrintPlanJson(const Conversion& conversion) {
+  constexpr size_t kAtATime = 64 << 10;
+  auto dump = [](const Json& json, int indent) {
+    return json.dump(indent, ' ', false, Json::error_handler_t::replace);
+  };
+  std::string text = dump(PlanJson(conversion.plan()), 2);
+  text.erase(text.rfind("\n}"));
+  text += ",\n  \"parts\": [";
+  const char* between = "\n    ";
+  conversion.ForEachPart([&](const PartReport& part) {
+    const Json json = {
+        {"part", part.name}, {"sources", PlacesJson(part.sources)}, {"targets", PlacesJson(part.targets)}};
+    text += between + dump(json, -1);
+    between = ",\n    ";
+    if (text.size() < kAtATime) return;
+    Print(text);
+    text.clear();
+  });
+  Print(text + "\n  ]\n}\n");
+}
+
 std::string PlanText(const PlanReport& plan) {
   std::string text = fmt::format("plan     {}\n", plan.id);
   text += fmt::format("from     {}  ({} {}, {} parameters, {})\n", Printable(plan.source), plan.source_kind,
                       plan.family, HumanCount(plan.parameters), HumanBytes(plan.source_bytes));
   text += fmt::format("to       {}  ({})\n", Printable(plan.target), plan.target_kind);
-  text += fmt::format("reads    {} bytes\nwrites   {} bytes in {} files\n", Grouped(plan.bytes_read),
-                      Grouped(plan.bytes_written), Grouped(plan.files.size()));
-  text += fmt::format("work     {} ops, about {} MiB of memory\n", Grouped(plan.ops), plan.peak_memory >> 20);
+  text += fmt::format("reads    {} bytes\nwrites   {} bytes in {}\n", Grouped(plan.bytes_read),
+                      Grouped(plan.bytes_written), Counted(plan.files.size(), "file"));
+  text += fmt::format("work     {}, about {} MiB of memory\n", Counted(plan.ops, "op"), plan.peak_memory >> 20);
   if (!plan.copied.empty()) text += Printable(fmt::format("copies   {}", fmt::join(plan.copied, ", "))) + "\n";
   if (!plan.left.empty()) text += Printable(fmt::format("leaves   {}", fmt::join(plan.left, ", "))) + "\n";
   for (const std::string& note : plan.notes) text += "note     " + Printable(note) + "\n";
@@ -269,13 +292,17 @@ std::string InspectText(const InspectReport& report) {
   bool color = isatty(STDOUT_FILENO);
   auto bold = [&](const std::string& words) { return color ? "\033[1m" + words + "\033[0m" : words; };
   std::string text = bold(fmt::format("{}  {} parameters", report.architecture, HumanCount(report.parameters))) + "\n";
-  text += fmt::format("{}\n{} ({}), family {}, {} in {} files\n\n", Printable(report.path), report.kind, report.format,
-                      report.family, HumanBytes(report.bytes), Grouped(report.shards.size()));
+  text += fmt::format("{}\n{} ({}), family {}, {} in {}\n\n", Printable(report.path), report.kind, report.format,
+                      report.family, HumanBytes(report.bytes), Counted(report.shards.size(), "file"));
   for (const auto& [key, value] : report.hyperparameters)
     if (value != "null" && value != "false") text += fmt::format("  {:<24} {}\n", key, Printable(value));
-  text += "\n" + bold(fmt::format("{} tensors", Grouped(report.tensors.size()))) + "\n";
-  for (const Group& group : Groups(report.tensors))
-    text += fmt::format("  {:<62} {:<5} {}{}\n", Printable(group.name), group.dtype, group.shape,
+  text += "\n" + bold(Counted(report.tensors.size(), "tensor")) + "\n";
+  const std::vector<Group> groups = Groups(report.tensors);
+  constexpr size_t kWidest = 80;
+  size_t width = 0;
+  for (const Group& group : groups) width = std::min(std::max(width, Printable(group.name).size()), kWidest);
+  for (const Group& group : groups)
+    text += fmt::format("  {:<{}} {:<5} {}{}\n", Printable(group.name), width, group.dtype, group.shape,
                         group.count > 1 ? fmt::format(" x {}", group.count) : "");
   text += "\n" + bold("files") + "\n" + FileLines(report.shards);
   for (const std::string& note : report.notes) text += "\nnote: " + Printable(note) + "\n";
@@ -311,13 +338,13 @@ std::string VerifyText(const VerifyReport& report) {
     ++verdicts[tensor.verdict];
     if (tensor.verdict != "differs" || !tensor.first || !tensor.worst) continue;
     text += fmt::format(
-        "differs  {} ({}) in {} elements: first at {}, {} in A, {} in B; worst at {}, {} in A, {} in B, {} ulp of {}\n",
-        Printable(tensor.name), tensor.part, Grouped(tensor.differing), Shape(tensor.first->index), tensor.first->a,
-        tensor.first->b, Shape(tensor.worst->index), tensor.worst->a, tensor.worst->b,
+        "differs  {} ({}) in {}: first at {}, {} in A, {} in B; worst at {}, {} in A, {} in B, {} ulp of {}\n",
+        Printable(tensor.name), tensor.part, Counted(tensor.differing, "element"), Shape(tensor.first->index),
+        tensor.first->a, tensor.first->b, Shape(tensor.worst->index), tensor.worst->a, tensor.worst->b,
         tensor.worst->ulps == UINT64_MAX ? "infinitely many" : Grouped(tensor.worst->ulps),
         tensor.dtype_b.empty() ? tensor.dtype_a : tensor.dtype_b);
   }
-  text += fmt::format("{}: {} parts equal", report.equal ? "equal" : "not equal", Grouped(verdicts["equal"]));
+  text += fmt::format("{}: {} equal", report.equal ? "equal" : "not equal", Counted(verdicts["equal"], "part"));
   if (verdicts["equal_rounded"])
     text += fmt::format(", {} equal after A is rounded to B's dtype", Grouped(verdicts["equal_rounded"]));
   if (verdicts["differs"]) text += fmt::format(", {} differ", Grouped(verdicts["differs"]));

@@ -1,7 +1,6 @@
 // What the program says: results on stdout, everything else on stderr.
 #pragma once
 
-#include <chrono>
 #include <string>
 
 #include "base/error.h"
@@ -13,9 +12,9 @@ namespace reshard::cli {
 // Writes to stdout. Errors: kIo where stdout is closed or full.
 void Print(const std::string& text);
 
-std::string HumanBytes(uint64_t bytes);  // "1.23 GB", powers of 1000
-std::string HumanCount(uint64_t count);  // "8.03 B", "135 M"
-std::string Grouped(uint64_t number);    // "1,234,567"
+std::string HumanCount(uint64_t count);                 // "8.03 B", "135 M"
+std::string Grouped(uint64_t number);                   // "1,234,567"
+std::string Counted(uint64_t count, const char* noun);  // "1 file", "1,234 files"
 
 // stderr, as text or as JSON lines.
 class Log {
@@ -29,7 +28,7 @@ class Log {
   std::string LastWords(const Error& error, int exit) const;
   // A bar with rate and ETA on a terminal, JSON lines where asked for, else nothing.
   void ProgressDone() { ClearBar(); }
-  void Progress(const char* doing, uint64_t done, uint64_t total);
+  void Tell(const Progress& progress);
 
  private:
   std::string FailureText(const Error& error, int exit) const;
@@ -38,10 +37,10 @@ class Log {
   void ClearBar();
 
   bool json_, quiet_ = false, terminal_, bar_ = false;
-  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
 
-Json PlanJson(const PlanReport& plan);
+// The plan with all its parts, some at a time, to stdout.
+void PrintPlanJson(const Conversion& conversion);
 std::string PlanText(const PlanReport& plan);
 Json InspectJson(const InspectReport& report);
 std::string InspectText(const InspectReport& report);

@@ -140,7 +140,7 @@ def test_full_disk_is_noticed_before_the_first_byte(middling, tmp_path):
         assert_unpublished(disk / "out")
         assert not list(disk.rglob("*.0*")), "wrote chunks to a disk that is known to be too small"
         planned = run("plan", middling, disk / "out", *TO_NEMO)
-        assert planned.code == 0 and re.search(r"^obstacle .*bytes are free", planned.out, re.MULTILINE), planned
+        assert planned.code == 0 and re.search(r"^obstacle .*B are free, expected .*B, .*B more", planned.out, re.MULTILINE), planned
 
 
 def test_lack_of_inodes_is_noticed(source, tmp_path):

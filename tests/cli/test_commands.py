@@ -106,6 +106,15 @@ def test_inspect_as_text(source):
     assert "\x1b" not in result.out, "colours without a terminal"
 
 
+def test_inspect_lines_up_the_names_of_nemo(nemo, source):
+    """NeMo's longest name has 65 characters."""
+    for folder in (nemo, source):
+        text = run("inspect", folder).out
+        columns = {line.index(" BF16 ") for line in text.splitlines() if " BF16 " in line}
+        assert len(columns) == 1, text
+    assert " in 1 file\n" in text
+
+
 def test_inspect_is_told_the_vocabulary(tmp_path):
     nemo = tiny_model.write_nemo(tmp_path / "nemo")
     edit_yaml(nemo, "make_vocab_size_divisible_by: 1\n", "make_vocab_size_divisible_by: 4\n")
@@ -147,6 +156,35 @@ def test_plan_tells_what_convert_does(source, nemo, tmp_path, base):
         name: path.stat().st_size for name, path in files(tmp_path / "out").items()}
     assert planned["bytes_written"] >= sum(len(tensor.data) for tensor in tiny_model.tensors().values())
     assert planned["ops"] > 0 and planned["bytes_read"] > 0 and planned["peak_memory"] > 0
+
+
+@pytest.mark.parametrize("base", ["hf", "nemo"])
+def test_plan_lists_every_part_with_its_places(source, nemo, tmp_path, base):
+    """Each tensor of the source is read whole, into files that the plan has; several parts may share one tensor."""
+    folder, arguments = {"hf": (source, TO_NEMO), "nemo": (nemo, TO_HF)}[base]
+    planned = parsed("plan", folder, tmp_path / "out", *arguments)
+    read, written, sizes = {}, {}, {entry["path"]: entry["size"] for entry in planned["files"]}
+    for part in planned["parts"]:
+        for place in part["sources"]:
+            assert (folder / place["file"]).exists() and place["dtype"] == "BF16"
+            read[place["tensor"]] = read.get(place["tensor"], 0) + place["bytes"]
+        for place in part["targets"]:
+            written[place["file"]] = written.get(place["file"], 0) + place["bytes"]
+    named = tiny_model.tensors()
+    if base == "hf":
+        assert read == {name: len(tensor.data) for name, tensor in named.items()}
+        place, = next(part for part in planned["parts"] if part["part"] == "q, layer 1")["targets"]
+        assert place["tensor"] == "model.decoder.layers.self_attention.linear_qkv.weight"
+    assert set(written) <= set(sizes) and all(written[name] <= sizes[name] for name in written)
+    assert sum(written.values()) == sum(len(tensor.data) for tensor in named.values())
+
+
+@pytest.mark.parametrize("words", [("--tp_size=2",), ("--tp_size=2", "--use_fp8_rowwise"), ("--tp_size=4", "--pp_size=2")])
+def test_parts_of_ranks_read_what_the_plan_reads(source, tmp_path, words):
+    """A rank's share of a part is not the part."""
+    planned = parsed("plan", source, tmp_path / "out", "--to=trtllm", "--checkpoint_only", *words)
+    places = [place for part in planned["parts"] for place in part["sources"]]
+    assert sum(place["bytes"] for place in places) == planned["bytes_read"]
 
 
 def test_dry_run_is_plan(source, tmp_path):
@@ -192,7 +230,7 @@ def test_verify_names_the_tensor_and_the_place(source, tmp_path):
     assert [(entry["name"], entry["verdict"], entry["differing"]) for entry in different] == [(name, "differs", 1)]
     assert different[0]["worst"]["ulps"] == 1
     text = run("verify", source, other)
-    assert text.code == 1 and name in text.out
+    assert text.code == 1 and name in text.out and " in 1 element:" in text.out
 
 
 def test_verify_compares_after_rounding(tmp_path):
@@ -243,6 +281,22 @@ def test_verify_against_the_receipt(source, tmp_path):
     path.write_bytes(content)
     result = run("verify", tmp_path / "out")
     assert result.code == 1 and "model.safetensors" in result.out + result.err, result
+
+
+@pytest.mark.parametrize("workers", [(), ("--workers=1",), ("--workers=5",)])
+def test_verify_against_the_receipt_tells_how_far_it_is(source, tmp_path, workers):
+    convert(source, tmp_path / "out", *TO_NEMO)
+    result = run("verify", tmp_path / "out", "--log_format=json", *workers)
+    assert result.code == 0, result
+    last = json.loads(result.err.splitlines()[-1])
+    size = sum(path.stat().st_size for path in files(tmp_path / "out").values())
+    assert (last["event"], last["doing"], last["bytes_done"], last["bytes_total"]) == ("progress", "checking", size, size)
+    assert parsed("verify", tmp_path / "out")["bytes"] == size
+
+
+def test_verify_against_a_receipt_too_little_memory_for_the_workers(source, tmp_path):
+    convert(source, tmp_path / "out", "--to=hf")
+    assert_refused(run("verify", tmp_path / "out", "--max_memory=64MiB", "--workers=250"), (2,), r"250 workers")
 
 
 def test_verify_against_a_receipt_with_a_file_missing(source, tmp_path):

@@ -111,6 +111,20 @@ def test_a_checkpoint_of_another_program_is_taken_if_it_is_what_the_plan_says(mo
     assert {p: p.stat().st_ino for p in tmp.iterdir()} == inodes
 
 
+def test_a_checkpoint_of_another_program_is_verified_too(model, tmp_path, build):
+    """Its headers are what the plan says, its data need not be."""
+    tmp = tmp_path / "out-tmp"
+    convert(model, tmp, "--to=trtllm", "--checkpoint_only")
+    without_receipt(tmp)
+    words = ("convert", model, tmp_path / "out", "--to=trtllm", "--verify")
+    result = run(*words, env=build)
+    assert result.code == 0 and "already complete, verified against the source" in result.err, result
+    with (tmp / "rank0.safetensors").open("r+b") as file:
+        file.seek(-2, os.SEEK_END)
+        file.write(b"\x00\x42")
+    assert_refused(run(*words, "--override", "--quiet", env=build), (6,), r"differ from the source in 1 tensors")
+
+
 def test_a_checkpoint_of_another_request_is_refused(model, tmp_path, build):
     tmp = tmp_path / "out-tmp"
     convert(model, tmp, "--to=trtllm", "--checkpoint_only", "--tp_size=2")
@@ -132,6 +146,17 @@ def test_a_checkpoint_is_made_again_when_it_must_not_be_reused(model, tmp_path, 
     assert config.stat().st_ino == inode
     convert(model, tmp_path / "out", "--to=trtllm", "--no-trt_reuse_tmp_engine", env=build)
     assert config.stat().st_ino != inode
+
+
+@pytest.mark.parametrize("first, last, made_again", [
+    ("--no-trt_reuse_tmp_engine", "--trt_reuse_tmp_engine", False),
+    ("--trt_reuse_tmp_engine", "--no-trt_reuse_tmp_engine", True)])
+def test_of_two_opposite_options_the_last_counts(model, tmp_path, build, first, last, made_again):
+    convert(model, tmp_path / "out", "--to=trtllm", env=build)
+    config = tmp_path / "out-tmp" / "config.json"
+    inode = config.stat().st_ino
+    convert(model, tmp_path / "out", "--to=trtllm", "--override", first, last, first, last, env=build)
+    assert (config.stat().st_ino != inode) == made_again
 
 
 def test_a_folder_that_holds_something_is_built_into_with_override_only(model, tmp_path, build):

@@ -45,7 +45,8 @@ def test_precision_of_the_scripts(source, tmp_path, value, dtype):
 
 
 @pytest.mark.parametrize("word, meant", [("--overide", "--override"), ("--max_shard_sizes=1GB", "--max_shard_size"),
-                                         ("--dtyp=bf16", "--dtype"), ("--ouput_model=x", "--output_model")])
+                                         ("--dtyp=bf16", "--dtype"), ("--ouput_model=x", "--output_model"),
+                                         ("--clustr=slurm", "--cluster")])
 def test_unknown_option_is_refused_with_the_one_that_was_meant(source, tmp_path, word, meant):
     result = run("convert", source, tmp_path / "out", *TO_NEMO, word)
     assert_refused(result, (2,), word.split("=")[0].replace("_", "[-_]"), r"did you mean", meant.replace("_", "[-_]"))
@@ -70,10 +71,14 @@ def test_unknown_command():
     (("--max_memory=lots",), r"lots"),
     (("--max_shard_size=5GiBs",), r"5GiBs"),
     (("--max_shard_size=0GB",), r"max_shard_size"),
+    (("--max_shard_size=1B",), r"10GB(?!.*iB)"),
+    (("--max_shard_size=5GiB",), r"a size in KB, MB, GB or TB"),
+    (("--max_shard_size=20kib",), r"a size in KB, MB, GB or TB"),
     (("--vocab_size=-3",), r"vocab_size|-3"),
     (("--num_gpus=abc",), r"num_gpus.*abc"),
     (("--num_nodes=0",), r"num_nodes"),
     (("--verify=maybe",), r"--verify was given a value"),
+    (("--override=false",), r"--override was given a value"),
     (("--io_engine=discard", "--verify"), r"--verify.*--io_engine"),
     (("--precision=int8",), r"the dtype 'int8'"),
     (("--max_memory=1MB",), r"1000000 bytes, expected at least \d+MiB"),
@@ -128,6 +133,31 @@ def test_option_that_means_nothing_between_two_kinds_is_told(tmp_path, source_ki
     assert f"{word.split('=')[0]} is not needed: it means nothing from {source_kind} to" in result.err, result
 
 
+@pytest.mark.parametrize("word", ["--vocab_size=7", "--hf_model_name=does/not"])
+def test_hint_that_means_nothing_for_what_is_looked_at_is_told(source, nemo, word):
+    name = word.split("=")[0]
+    for words in (("inspect", source), ("verify", source, source)):
+        result = run(*words, word)
+        assert result.code == 0 and f"{name} is not needed: it means nothing for hf" in result.err, result
+        assert "not needed" not in run(*words, word, "--quiet").err
+    assert "not needed" not in run("inspect", nemo, "--vocab_size=11").err
+    assert "not needed" not in run("verify", source, nemo, "--vocab_size=11").err
+
+
+def test_notes_and_errors_of_inspect_as_json_lines(source, tmp_path):
+    note, = run("inspect", source, "--vocab_size=7", "--log_format=json").err.splitlines()
+    assert json.loads(note)["event"] == "note"
+    error, = run("inspect", tmp_path / "none", "--log_format=json").err.splitlines()
+    assert json.loads(error)["code"] == "not_found"
+
+
+@pytest.mark.parametrize("words, is_json", [
+    (("--log_format=json", "--log-format", "text"), False), (("--log_format=text", "--log-format", "json"), True),
+    (("--", "--log_format=json"), False)])
+def test_of_two_log_formats_the_last_counts(tmp_path, words, is_json):
+    assert run("inspect", tmp_path / "none", *words).err.startswith("{" if is_json else "reshard: error")
+
+
 def test_option_that_means_something_is_not_told(source, nemo, tmp_path):
     for folder, words in ((source, (*TO_NEMO, "--allow_rope=config_only")), (nemo, (*TO_HF, "--max_shard_size=1GB"))):
         assert "not needed" not in run("plan", folder, tmp_path / "out", *words).err
@@ -152,10 +182,10 @@ def link_named_ns(folder):
     return folder
 
 
-def test_called_ns_its_target_is_trtllm_unless_told(source, tmp_path):
+def test_called_ns_it_wants_to_be_told_the_target_too(source, tmp_path):
+    """As the original does: no kind is its default."""
     program = link_named_ns(tmp_path / "bin") / "ns"
-    planned = json.loads(run("plan", source, tmp_path / "out", "--json", program=program).out)
-    assert planned["target"]["kind"] == "trtllm"
+    assert_refused(run("convert", source, tmp_path / "out", program=program), (2,), r"no target kind.*--to")
 
 
 def test_other_commands_of_ns_go_to_the_next_one_on_the_path(tmp_path):
@@ -165,7 +195,8 @@ def test_other_commands_of_ns_go_to_the_next_one_on_the_path(tmp_path):
     (second / "ns").chmod(0o755)
     path = {"PATH": f"{first}:{second}:/usr/bin:/bin"}
     assert run("generate", "--x", "a b", program=first / "ns", env=path).out == "other generate --x a b\n"
-    assert_refused(run("generate", program=first / "ns", env={"PATH": str(first)}), (2,), r"generate")
+    assert_refused(run("generate", program=first / "ns", env={"PATH": str(first)}), (2,),
+                   r"generate.*no other ns on the PATH")
     assert_refused(run("generate", env=path), (2,), r"generate")
 
 

@@ -1,6 +1,7 @@
 """What convert leaves behind, and what it does to what is there already."""
 import json
 import os
+import re
 import resource
 import shutil
 import stat
@@ -131,7 +132,17 @@ def test_files_get_the_umask_of_the_user(source, tmp_path):
 
 
 def test_verify_before_publication(source, tmp_path):
-    convert(source, tmp_path / "out", *TO_NEMO, "--verify")
+    """The second pass has its name, and the last line says what it found."""
+    words = (*TO_NEMO, "--verify", "--json", "--log_format=json")
+    for last in ("done", "already_complete"):
+        result = convert(source, tmp_path / "out", *words)
+        lines = [json.loads(line) for line in result.err.splitlines()]
+        assert lines[-1]["event"] == last and lines[-1]["verified"] is True, result
+        assert json.loads(result.out)["verified"] is True
+        assert {line["doing"] for line in lines if line["event"] == "progress"} == (
+            {"converting", "comparing"} if last == "done" else {"comparing"})
+    assert "verified against the source" in convert(source, tmp_path / "out", *TO_NEMO, "--verify").err
+    assert json.loads(convert(source, tmp_path / "out", *TO_NEMO, "--json").out)["verified"] is False
 
 
 def test_quiet_says_nothing(source, tmp_path):
@@ -150,6 +161,22 @@ def test_error_as_json_line(tmp_path):
     assert any("none" in json.dumps(json.loads(line)) for line in result.err.splitlines()), result
 
 
+def test_all_problems_are_in_the_json_line(tmp_path):
+    """300 norms that the config knows and the file lacks: a person is shown 200 of them, a program all."""
+    settings = tiny_model.config(num_hidden_layers=150)
+    named = {name: tensor for name, tensor in tensors(settings).items() if "layernorm" not in name}
+    source = tiny_model.write_hf(tmp_path / "in", settings, named)
+    words = ("convert", source, tmp_path / "out", "--to=hf")
+    line = json.loads(run(*words, "--log_format=json").err.splitlines()[-1])
+    assert line["code"] == "mismatch" and "\n" not in line["text"]
+    missing = [name for name in tensors(settings) if "layernorm" in name]
+    said = [line["tensor"], *line["problems"]] if "tensor" in line else line["problems"]
+    assert len(said) == len(missing) == 300
+    assert all(any(name in problem for problem in said) for name in missing)
+    shown = run(*words).err.splitlines()
+    assert len(shown) == 202 and re.search(r"and \d+ more", shown[-1])
+
+
 def test_overflow_to_infinity_is_an_error_unless_allowed(source, tmp_path):
     """2e38 has no place in fp16: the tensor and the count are named, nothing is published; the rerun publishes."""
     named = tensors(dtype="F32")
@@ -160,7 +187,8 @@ def test_overflow_to_infinity_is_an_error_unless_allowed(source, tmp_path):
     refused = run("convert", source, tmp_path / "out", "--to=hf", "--dtype=fp16")
     assert_refused(refused, (6,), r"model\.layers\.1\.mlp\.up_proj\.weight", r"\b2\b", r"--allow_overflow")
     assert_unpublished(tmp_path / "out")
-    convert(source, tmp_path / "out", "--to=hf", "--dtype=fp16", "--allow_overflow")
+    result = convert(source, tmp_path / "out", "--to=hf", "--dtype=fp16", "--allow_overflow", "--json", "--quiet")
+    assert json.loads(result.out)["overflows"] == [{"tensor": name, "count": 2}]
     assert tiny_model.read_hf(tmp_path / "out")[name].data[:4] == bytes.fromhex("007c") * 2
 
 

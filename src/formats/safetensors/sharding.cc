@@ -201,9 +201,9 @@ std::string ShardName(size_t number, size_t count) {
 uint64_t ParseSize(std::string_view text, std::string_view option) {
   const std::optional<uint64_t> size = SizeOf(text);
   if (!size || *size == 0)
-    throw Error(Code::kInvalidArgument,
-                fmt::format("{} is '{}', expected a size above zero such as 10GB, 1.5GB, 512MiB or a number of bytes",
-                            option, text));
+    throw Error(
+        Code::kInvalidArgument,
+        fmt::format("{} is '{}', expected a size above zero such as 10GB, 1.5GB or a number of bytes", option, text));
   return *size;
 }
 
