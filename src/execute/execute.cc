@@ -196,7 +196,7 @@ void Execution::Worker::Skip(const Op& op, uint64_t overflows) {
     std::lock_guard lock(execution_.mutex_);
     execution_.overflows_[op.part] += overflows;
   }
-  turn_.Done(CompleteAll(part, op.box));
+  turn_.Spared(CompleteAll(part, op.box));
 }
 
 // Counts the op's bytes in; returns how many they are.

@@ -31,6 +31,8 @@ void Turn::Check() const {
   if (queue_.failed_ < op_) throw GivenUp();
 }
 
+void Turn::Spared(uint64_t bytes) { queue_.bytes_total_ -= bytes; }
+
 void Turn::Done(uint64_t bytes) {
   queue_.bytes_done_ += bytes;
   if (!queue_.options_.observer) return;

@@ -27,8 +27,9 @@ class Turn {
   void Check() const;
   // The number of the op that was taken last, counted in plan order.
   uint64_t op() const { return op_; }
-  // So many bytes of targets are done.
+  // So many bytes of targets are done; or need not be, because an earlier run did them.
   void Done(uint64_t bytes);
+  void Spared(uint64_t bytes);
 
  private:
   friend class OpQueue;
@@ -52,7 +53,7 @@ class OpQueue {
   void Tell();
 
   const ExecuteOptions& options_;
-  const uint64_t bytes_total_;
+  std::atomic<uint64_t> bytes_total_;  // that this run has to do
 
   std::mutex mutex_;  // of the four below
   OpCursor cursor_;
