@@ -158,6 +158,7 @@ struct TensorDifference {
   std::string verdict;  // "equal", "equal_rounded" (a, cast to b's dtype, is b), "differs"
   std::string dtype_a, dtype_b;
   uint64_t differing = 0;  // elements
+  uint64_t overflows = 0;  // finite elements of a that the cast makes infinite
   struct Element {
     std::vector<uint64_t> index;
     double a = 0, b = 0;

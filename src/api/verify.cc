@@ -43,6 +43,7 @@ TensorDifference Describe(const Paired& paired, const Part& part, const PartComp
   if (!part.sources.empty()) row.dtype_a = Row(part.sources[0].dtype).name;
   if (!part.targets.empty()) row.dtype_b = Row(part.targets[0].dtype).name;
   row.differing = compared.differing;
+  row.overflows = compared.overflows;
   row.first = ElementOf(compared.first);
   row.worst = ElementOf(compared.worst);
   return row;

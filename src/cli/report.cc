@@ -317,8 +317,9 @@ Json VerifyJson(const VerifyReport& report) {
   for (const auto& row : report.hyperparameters)
     json["hyperparameters"].push_back({{"key", row.key}, {"a", Text(row.a)}, {"b", Text(row.b)}});
   for (const TensorDifference& tensor : report.tensors) {
-    Json row = {{"name", tensor.name},       {"part", tensor.part},       {"verdict", tensor.verdict},
-                {"dtype_a", tensor.dtype_a}, {"dtype_b", tensor.dtype_b}, {"differing", tensor.differing}};
+    Json row = {{"name", tensor.name},          {"part", tensor.part},       {"verdict", tensor.verdict},
+                {"dtype_a", tensor.dtype_a},    {"dtype_b", tensor.dtype_b}, {"differing", tensor.differing},
+                {"overflows", tensor.overflows}};
     if (tensor.first) row["first"] = ElementJson(*tensor.first, false);
     if (tensor.worst) row["worst"] = ElementJson(*tensor.worst, true);
     json["tensors"].push_back(row);
@@ -334,8 +335,10 @@ std::string VerifyText(const VerifyReport& report) {
   for (const std::string& name : report.extra) text += fmt::format("extra    {} is in B only\n", Printable(name));
   for (const std::string& line : report.misshapen) text += fmt::format("differs  {}\n", Printable(line));
   std::map<std::string, size_t> verdicts;
+  uint64_t overflows = 0;
   for (const TensorDifference& tensor : report.tensors) {
     ++verdicts[tensor.verdict];
+    overflows += tensor.overflows;
     if (tensor.verdict != "differs" || !tensor.first || !tensor.worst) continue;
     text += fmt::format(
         "differs  {} ({}) in {}: first at {}, {} in A, {} in B; worst at {}, {} in A, {} in B, {} ulp of {}\n",
@@ -349,6 +352,9 @@ std::string VerifyText(const VerifyReport& report) {
     text += fmt::format(", {} equal after A is rounded to B's dtype", Grouped(verdicts["equal_rounded"]));
   if (verdicts["differs"]) text += fmt::format(", {} differ", Grouped(verdicts["differs"]));
   text += "\n";
+  if (overflows > 0)
+    text += fmt::format("note: {} of A infinite in B's dtype\n",
+                        overflows == 1 ? "1 finite value is" : Grouped(overflows) + " finite values are");
   for (const std::string& note : report.notes) text += "note: " + Printable(note) + "\n";
   return text;
 }

@@ -26,6 +26,7 @@ bool IsWorse(const Difference& a, const Difference& b) { return a.ulps != b.ulps
 void Merge(const PartComparison& found, PartComparison& sum) {
   sum.verdict = std::max(sum.verdict, found.verdict);
   sum.differing += found.differing;
+  sum.overflows += found.overflows;
   if (found.first && (!sum.first || Precedes(*found.first, *sum.first))) sum.first = found.first;
   if (found.worst && (!sum.worst || IsWorse(*found.worst, *sum.worst))) sum.worst = found.worst;
 }
@@ -133,7 +134,7 @@ void Comparison::Worker::CompareRun(Dtype from, Dtype to, const ElementRun& run,
                                     PartComparison& result) {
   const std::byte* rounded = a_.data() + run.dense * ItemSize(from);
   if (from != to) {
-    Cast(from, to, rounded, bounce_.data(), run.length);
+    result.overflows += Cast(from, to, rounded, bounce_.data(), run.length);
     rounded = bounce_.data();
   }
   const uint64_t item = ItemSize(to);

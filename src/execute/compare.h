@@ -24,6 +24,7 @@ struct PartComparison {
   size_t part = 0;  // index into the parts given
   Verdict verdict = Verdict::kEqual;
   uint64_t differing = 0;  // elements, once for each piece of b that has them
+  uint64_t overflows = 0;  // finite values of a that are infinite in b's dtype, counted alike
   std::optional<Difference> first, worst;
 };
 

@@ -190,6 +190,8 @@ def test_overflow_to_infinity_is_an_error_unless_allowed(source, tmp_path):
     result = convert(source, tmp_path / "out", "--to=hf", "--dtype=fp16", "--allow_overflow", "--json", "--quiet")
     assert json.loads(result.out)["overflows"] == [{"tensor": name, "count": 2}]
     assert tiny_model.read_hf(tmp_path / "out")[name].data[:4] == bytes.fromhex("007c") * 2
+    compared = run("verify", source, tmp_path / "out")
+    assert compared.code == 0 and "2 finite values of A are infinite in B's dtype" in compared.out, compared
 
 
 # ---------------------------------------------------------------- whose data it is
