@@ -33,6 +33,8 @@ void CheckTemplate(const Model& model, const Model& known, const std::vector<std
         std::pair{"layers", 'L'}, std::pair{"attention heads", 'A'}, std::pair{"query groups", 'G'},
         std::pair{"head size", 'D'}})
     compare(name, model.sizes[symbol], known.sizes[symbol]);
+  for (const Flag& flag : model.family->flags)
+    compare(std::string(flag.flag), model.Has(flag.flag), known.Has(flag.flag));
   const HyperParameters &ours = model.hyper, &theirs = known.hyper;
   compare("rms_norm_eps", ours.rms_norm_eps, theirs.rms_norm_eps);
   compare("rope_theta", ours.rope_theta, theirs.rope_theta);
