@@ -10,6 +10,7 @@
 #include "base/bytes.h"
 #include "base/hash.h"
 #include "base/text.h"
+#include "execute/compare.h"
 #include "execute/execute.h"
 #include "execute/publish.h"
 #include "models/kinds/kind.h"
@@ -198,8 +199,24 @@ struct Conversion::State {
     return {{"options", OptionsRecord()}, {"sources", sources}};
   }
 
+  // Rows of a vocabulary that are no padding are not lost in silence.
+  void CheckCutRows() {
+    if (planned.cut.empty()) return;
+    const ExecuteOptions within = FitWorkers(options.run, CompareWorkerBytes);
+    for (const PartComparison& compared : Compare(planned.cut, planned.plan.sources, {}, io, within)) {
+      if (compared.verdict != PartComparison::Verdict::kDiffers) continue;
+      throw Error(Code::kMismatch,
+                  fmt::format("the rows behind the vocabulary are not zero, expected padding: {}; give the vocabulary "
+                              "that the weights have, or correct model_config.yaml",
+                              source.padding_doubt))
+          .At("reading", options.input)
+          .Tensor(planned.plan.source_tensors[planned.cut[compared.part].sources[0].tensor]);
+    }
+  }
+
   // Without a journal where nothing is written.
   ExecuteReport Move(Io& through, const std::string& folder, const std::string& journal) {
+    CheckCutRows();
     CallbackObserver observer(options.run, "converting");
     ExecuteOptions with = execute;
     with.journal = journal;

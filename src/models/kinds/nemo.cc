@@ -5,6 +5,7 @@
 #include <map>
 
 #include "archive/torch_zip.h"
+#include "base/bytes.h"
 #include "base/error.h"
 #include "base/hash.h"
 #include "base/text.h"
@@ -166,13 +167,16 @@ class NemoReader {
       known = ReadTemplate(io_, options_.template_path, checkpoint_);
       hints.template_model = &known;
     }
-    checkpoint_.model = ModelFromNemoConfig(checkpoint_.config, checkpoint_.config_path, embedding->shape[0], hints,
-                                            checkpoint_.vocabulary_doubt);
+    const uint64_t rows = embedding->shape[0], rows_of_rank = embedding->chunks[0].box.shape[0];
+    NemoDoubts doubts;
+    checkpoint_.model = ModelFromNemoConfig(checkpoint_.config, checkpoint_.config_path,
+                                            {rows, CeilDiv(rows, rows_of_rank)}, hints, doubts);
+    checkpoint_.vocabulary_doubt = std::move(doubts.vocabulary);
+    checkpoint_.padding_doubt = std::move(doubts.padding);
     const Sizes& sizes = checkpoint_.model.sizes;
     bool numbered = std::any_of(checkpoint_.tensors.begin(), checkpoint_.tensors.end(),
                                 [](const StoredTensor& tensor) { return IsNumbered(tensor.name); });
-    checkpoint_.ranks = {
-        {{0, sizes['L']}, {0, sizes['E']}, embedding->shape[0], Find(kHead) || !checkpoint_.model.tied, !numbered}};
+    checkpoint_.ranks = {{{0, sizes['L']}, {0, sizes['E']}, rows, Find(kHead) || !checkpoint_.model.tied, !numbered}};
   }
 
   void ListSideFiles() {
