@@ -11,6 +11,11 @@ namespace reshard {
 
 Model ReadTemplate(Io& io, const std::string& folder, Checkpoint& checkpoint) {
   const std::string path = JoinPath(folder, "config.json");
+  if (!io.Stat(path))
+    throw Error(Code::kNotFound,
+                "there is no config.json, expected the template's; give the folder that has it as --hf_model_name, or "
+                "download the model again")
+        .At("reading", folder);
   checkpoint.template_path = folder;
   checkpoint.template_text = ReadWholeFile(io, path, kMaxTreeBytes);
   checkpoint.template_files = CarriedFiles(io, folder);
