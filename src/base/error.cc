@@ -80,6 +80,12 @@ void Error::Compose() {
   for (const std::string& problem : Shown()) text_ += "\n  " + problem;
 }
 
+Error Gathered(Code code, std::vector<std::string> problems) {
+  Error error(code, std::move(problems.front()));
+  problems.erase(problems.begin());
+  return error.Also(std::move(problems));
+}
+
 Error SystemError(int error_number, std::string doing, std::string path) {
   Code code = Code::kIo;
   switch (error_number) {

@@ -73,6 +73,14 @@ TEST(Error, ShowsTwoHundredProblemsCountsTheRestAndKeepsAll) {
   EXPECT_EQ(many.Sentence(), "many");
 }
 
+TEST(Gathered, MakesTheFirstProblemTheMessage) {
+  const Error one = Gathered(Code::kMismatch, {"a"}), three = Gathered(Code::kUnsupported, {"a", "b", "c"});
+  EXPECT_EQ(one.code(), Code::kMismatch);
+  EXPECT_STREQ(one.what(), "a");
+  EXPECT_EQ(three.code(), Code::kUnsupported);
+  EXPECT_STREQ(three.what(), "a\n  b\n  c");
+}
+
 TEST(SystemError, TellsTheCodeFromTheErrorNumber) {
   const struct {
     int number;

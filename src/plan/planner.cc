@@ -100,13 +100,6 @@ void CheckDtypes(const Part& part, const std::vector<std::string>& names, std::v
                                      names[part.sources[0].tensor]));
 }
 
-// The first problem is the message; more stand below it.
-Error Gathered(Code code, const Checkpoint& source, std::string doing, std::vector<std::string> problems) {
-  std::string first = std::move(problems.front());
-  problems.erase(problems.begin());
-  return Error(code, std::move(first)).At(std::move(doing), source.folder).Also(std::move(problems));
-}
-
 // A hash of numbers and texts of which none can run into the next.
 class Hasher {
  public:
@@ -188,7 +181,7 @@ class Planner {
       if (!pieces.empty() && !IsCastable(pieces[0].dtype))
         problems.push_back(fmt::format("tensor '{}': {}, expected F32, F16 or BF16 weights",
                                        have_.names[pieces[0].tensor], reshard::Row(pieces[0].dtype).name));
-    if (!problems.empty()) throw Gathered(Code::kUnsupported, source_, kPlanning, std::move(problems));
+    if (!problems.empty()) throw Gathered(Code::kUnsupported, std::move(problems)).At(kPlanning, source_.folder);
   }
 
   // Where all tensors must have one dtype and none is asked for: the one that all parts have.
@@ -392,7 +385,7 @@ class Planner {
   }
 
   void Throw() {
-    if (!problems_.empty()) throw Gathered(Code::kMismatch, source_, kPlanning, std::move(problems_));
+    if (!problems_.empty()) throw Gathered(Code::kMismatch, std::move(problems_)).At(kPlanning, source_.folder);
   }
 
   void Finish(LaidOut& laid_out) {
@@ -498,7 +491,7 @@ class Pairing {
         Join(there, key, PartName(b_.rows, key));  // b's own head and a's tied embedding
       }
     }
-    if (!problems_.empty()) throw Gathered(Code::kMismatch, a_checkpoint_, "reading", std::move(problems_));
+    if (!problems_.empty()) throw Gathered(Code::kMismatch, std::move(problems_)).At("reading", a_checkpoint_.folder);
     AddCut();
     for (uint32_t tensor : missing) paired_.missing.push_back(a_.names[tensor]);
     for (uint32_t tensor : extra) paired_.extra.push_back(b_.names[tensor]);

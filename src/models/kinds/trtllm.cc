@@ -218,11 +218,7 @@ class TrtllmWriter {
 
   void LayOut(const std::string& path) {
     for (uint32_t rank = 0; rank < cut_.tp * cut_.pp; ++rank) LayOutRank(rank);
-    if (problems_.empty()) return;
-    std::string first = std::move(problems_[0]);
-    problems_.erase(problems_.begin());
-    Error error(Code::kMismatch, std::move(first));
-    throw error.At("quantising the model of", path).Also(std::move(problems_));
+    if (!problems_.empty()) throw Gathered(Code::kMismatch, std::move(problems_)).At("quantising the model of", path);
   }
 
  private:
