@@ -109,7 +109,7 @@ struct Conversion::State {
               options.untie_embeddings,  options.rope_config_only, TrtllmOptionsOf(options.trtllm)};
     FitWorkers(options.run, [](uint64_t dense) { return dense + kIoBuffer; });  // before anything is read
     SourceHints hints{options.model_type, options.hf_model_name, options.vocab_size};
-    open = OpenOptionsFor(io, options.input, hints, options.run, 1);
+    open = OpenOptionsFor(io, options.input, hints, options.run, 1, options.from);
     open.weights_path = options.trtllm.quant_ckpt_path;
     if (options.trtllm.remove_duplicated_kv_heads) open.kv_copies = 2;
     CheckTargetPath(io, options.input, options.output);

@@ -55,7 +55,7 @@ bool IsIgnored(std::string_view name) {
 bool Detect(Io& io, const std::string& folder) {
   if (Exists(io, folder, kSingle) || Exists(io, folder, kIndex)) return true;
   if (Exists(io, folder, "pytorch_model.bin") || Exists(io, folder, "pytorch_model.bin.index.json")) return true;
-  return Exists(io, folder, "config.json");
+  return Exists(io, folder, "config.json") && !kTrtllm.detect(io, folder);  // which has one, too
 }
 
 // What lies in the folder, with the files of the one folder that is carried.

@@ -133,6 +133,7 @@ struct Kind {
   std::span<const std::string_view> markers;  // files that make a folder a checkpoint of this kind
 };
 
+// In the order in which a folder is asked for its kind.
 std::span<const Kind> Kinds();
 
 // What messages and plans call a tensor: with its prefix, and the rank where there are several ("rank3/x").
@@ -144,17 +145,18 @@ const EncodedTensor* FindEncoded(const Checkpoint& checkpoint, std::string_view 
 // The tensor of a rank; null where there is none.
 const StoredTensor* FindTensor(const Checkpoint& checkpoint, uint32_t rank, std::string_view name);
 
-// Errors: kUnsupported for a kind that is known by name only ("trtllm comes in a later version"), kInvalidArgument
-// else.
+// Errors: kUnsupported for a kind that is known by name only (megatron, nemo2), kInvalidArgument else.
 const Kind& KindByName(std::string_view name);
 
-// The kind of what lies at `path`. Errors: kNotFound; kUnsupported for what is recognised but not read (a packed .nemo,
-// a TensorRT-LLM checkpoint, ...); kCorrupt where it is nothing that is known.
-const Kind& DetectKind(Io& io, const std::string& path);
+// The kind of what lies at `path`: `given`, where that is not empty and the folder may be of it, else the first that it
+// may be of. Errors: kNotFound; those of KindByName; kMismatch where it is of another kind than the given one;
+// kUnsupported for what is recognised but not read (a packed .nemo, a Megatron-LM checkpoint, ...); kCorrupt where it
+// is nothing that is known.
+const Kind& DetectKind(Io& io, const std::string& path, std::string_view given);
 
-// Opens `path` as `kind`, or as what it is where `kind` is empty. Every layout's tensor is there with the right shape,
-// and no other tensor is; all problems are gathered into one kMismatch. Takes about 2 KiB of memory a tensor. Errors:
-// kUnsupported where there are more tensors or parts than the options allow; the message names --max_memory.
+// Opens `path` as the kind that DetectKind finds with `kind` given. Every layout's tensor is there with the right
+// shape, and no other tensor is; all problems are gathered into one kMismatch. Takes about 2 KiB of memory a tensor.
+// Errors: kUnsupported where there are more tensors or parts than the options allow; the message names --max_memory.
 Checkpoint OpenCheckpoint(Io& io, const std::string& path, std::string_view kind, const OpenOptions& options);
 
 extern const Kind kHuggingFace, kNemo, kTrtllm;
