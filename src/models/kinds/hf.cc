@@ -86,7 +86,7 @@ class HfReader {
     if (!io_.Stat(checkpoint_.config_path))
       throw Error(Code::kNotFound, "there is no config.json, expected one; give the folder that has it")
           .At("reading", checkpoint_.folder);
-    checkpoint_.config_text = ReadWholeFile(io_, checkpoint_.config_path, kMaxTreeBytes);
+    checkpoint_.config_text = ReadTreeText(io_, checkpoint_.config_path, options_);
     checkpoint_.config = ParseJson(checkpoint_.config_text, checkpoint_.config_path);
     checkpoint_.model = ModelFromHfConfig(WithoutQuantisation(checkpoint_.config), checkpoint_.config_path);
     RemoveCopies();

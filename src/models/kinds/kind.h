@@ -16,6 +16,9 @@
 
 namespace reshard {
 
+// The most bytes of a text that becomes a tree: a config, metadata.json.
+constexpr uint64_t kMaxTreeBytes = uint64_t{1} << 20;
+
 struct FileCopy {
   std::string from;  // as to be opened
   std::string to;    // relative to the target
@@ -29,6 +32,7 @@ struct OpenOptions {
   std::string template_path;  // a HuggingFace folder whose config.json is the truth for what other kinds' cannot say
   std::optional<uint64_t> vocab_size;
   uint64_t max_header = 0;                   // bytes of one header, or index, that may be held
+  uint64_t max_tree = kMaxTreeBytes;         // bytes of one config
   uint64_t max_tensors = uint64_t{1} << 32;  // of all files together, and twice as many parts
 };
 
@@ -163,17 +167,15 @@ extern const Kind kHuggingFace, kNemo, kTrtllm;
 
 bool Exists(Io& io, const std::string& folder, std::string_view name);
 
+// The text of a config, or of another small file that becomes a tree. Errors: kCorrupt where it has more than
+// kMaxTreeBytes; kUnsupported where it has more than the options allow, naming --max_memory.
+std::string ReadTreeText(Io& io, const std::string& path, const OpenOptions& options);
+
 // What lies in a folder, by name; folders end in '/'. Errors: kCorrupt for a link to a file that is missing, as half of
 // a download leaves it.
 std::vector<std::string> Entries(Io& io, const std::string& folder);
 
 // The dtype of most elements.
 Dtype MainDtype(const std::vector<StoredTensor>& tensors);
-
-// The most bytes of a text that becomes a tree: a config, metadata.json.
-constexpr uint64_t kMaxTreeBytes = uint64_t{1} << 20;
-
-// The most bytes of another small file that is read whole.
-constexpr uint64_t kMaxConfigBytes = uint64_t{64} << 20;
 
 }  // namespace reshard

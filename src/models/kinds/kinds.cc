@@ -228,6 +228,17 @@ bool Exists(Io& io, const std::string& folder, std::string_view name) {
   return io.Stat(JoinPath(folder, std::string(name))).has_value();
 }
 
+std::string ReadTreeText(Io& io, const std::string& path, const OpenOptions& options) {
+  std::string text = ReadWholeFile(io, path, kMaxTreeBytes);
+  if (text.size() > options.max_tree)
+    throw Error(Code::kUnsupported,
+                fmt::format("a config of {} bytes, expected at most {} within the memory limit; give a larger "
+                            "--max_memory",
+                            text.size(), options.max_tree))
+        .At("reading", path);
+  return text;
+}
+
 std::vector<std::string> Entries(Io& io, const std::string& folder) {
   std::vector<std::string> entries;
   for (const std::string& name : io.List(folder)) {

@@ -9,7 +9,8 @@
 
 namespace reshard {
 
-Model ReadTemplate(Io& io, const std::string& folder, Checkpoint& checkpoint) {
+Model ReadTemplate(Io& io, const OpenOptions& options, Checkpoint& checkpoint) {
+  const std::string& folder = options.template_path;
   const std::string path = JoinPath(folder, "config.json");
   if (!io.Stat(path))
     throw Error(Code::kNotFound,
@@ -17,7 +18,7 @@ Model ReadTemplate(Io& io, const std::string& folder, Checkpoint& checkpoint) {
                 "download the model again")
         .At("reading", folder);
   checkpoint.template_path = folder;
-  checkpoint.template_text = ReadWholeFile(io, path, kMaxTreeBytes);
+  checkpoint.template_text = ReadTreeText(io, path, options);
   checkpoint.template_files = CarriedFiles(io, folder);
   return ModelFromHfConfig(ParseJson(checkpoint.template_text, path), path);
 }
