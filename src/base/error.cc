@@ -96,6 +96,9 @@ Error SystemError(int error_number, std::string doing, std::string path) {
     case ENOENT:
       code = Code::kNotFound;
       break;
+    case ELOOP:
+      code = Code::kCorrupt;
+      break;
     case EACCES:
     case EPERM:
     case EROFS:
@@ -109,6 +112,7 @@ Error SystemError(int error_number, std::string doing, std::string path) {
       break;
   }
   std::string message = std::strerror(error_number);
+  if (error_number == ELOOP) message += ", expected a link that leads somewhere; remove it";
   if (error_number == EFBIG) message += "; raise the limit (ulimit -f), or write smaller files";
   Error error(code, std::move(message));
   error.At(std::move(doing), std::move(path));

@@ -86,17 +86,10 @@ TEST(SystemError, TellsTheCodeFromTheErrorNumber) {
     int number;
     Code code;
   } kRows[] = {
-      {ENOSPC, Code::kNoSpace},
-      {EDQUOT, Code::kNoSpace},
-      {ENOENT, Code::kNotFound},
-      {EACCES, Code::kPermission},
-      {EPERM, Code::kPermission},
-      {EROFS, Code::kPermission},
-      {EEXIST, Code::kAlreadyExists},
-      {ENOTEMPTY, Code::kAlreadyExists},
-      {EIO, Code::kIo},
-      {ENAMETOOLONG, Code::kIo},
-      {EMFILE, Code::kIo},
+      {ENOSPC, Code::kNoSpace},   {EDQUOT, Code::kNoSpace},       {ENOENT, Code::kNotFound},
+      {ELOOP, Code::kCorrupt},    {EACCES, Code::kPermission},    {EPERM, Code::kPermission},
+      {EROFS, Code::kPermission}, {EEXIST, Code::kAlreadyExists}, {ENOTEMPTY, Code::kAlreadyExists},
+      {EIO, Code::kIo},           {ENAMETOOLONG, Code::kIo},      {EMFILE, Code::kIo},
       {EFBIG, Code::kIo},
   };
   for (const auto& row : kRows) EXPECT_EQ(SystemError(row.number, "writing", "x").code(), row.code) << row.number;

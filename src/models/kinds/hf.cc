@@ -155,7 +155,7 @@ class HfReader {
                   "safetensors first")
           .At("reading", folder_);
     if (has(".incomplete"))
-      throw Error(Code::kCorrupt,
+      throw Error(Code::kNotFound,
                   "there are .incomplete files and no weights, expected model.safetensors; download the model again")
           .At("reading", folder_);
     throw Error(Code::kNotFound, fmt::format("there are no weights, expected {} or {}", kSingle, kIndex))

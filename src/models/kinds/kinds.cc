@@ -183,7 +183,7 @@ const Kind& DetectKind(Io& io, const std::string& path, std::string_view given) 
   if (!info) throw Error(Code::kNotFound, "there is no such folder, expected a checkpoint").At("reading", path);
   if (info->type != FileInfo::Type::kDirectory) {
     if (path.ends_with(".nemo")) throw NotRead(path, "a packed .nemo file; unpack it with tar");
-    throw Error(Code::kCorrupt, "this is a file, expected the folder of a checkpoint").At("reading", path);
+    throw Error(Code::kNotFound, "this is a file, expected the folder of a checkpoint").At("reading", path);
   }
   if (!given.empty() && KindByName(given).detect(io, path)) return KindByName(given);
   for (const Kind& kind : Kinds()) {
@@ -195,7 +195,7 @@ const Kind& DetectKind(Io& io, const std::string& path, std::string_view given) 
   }
   for (const Recognised& row : kRecognised)
     if (io.Stat(JoinPath(path, std::string(row.entry)))) throw NotRead(path, row.what);
-  throw Error(Code::kCorrupt, "there is no config.json and no model_config.yaml, expected the folder of a checkpoint")
+  throw Error(Code::kNotFound, "there is no config.json and no model_config.yaml, expected the folder of a checkpoint")
       .At("reading", path);
 }
 
