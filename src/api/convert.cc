@@ -10,6 +10,7 @@
 #include "base/bytes.h"
 #include "base/hash.h"
 #include "base/text.h"
+#include "execute/compare.h"
 #include "execute/execute.h"
 #include "execute/publish.h"
 #include "models/kinds/kind.h"
@@ -108,7 +109,7 @@ struct Conversion::State {
               options.untie_embeddings,  options.rope_config_only, TrtllmOptionsOf(options.trtllm)};
     FitWorkers(options.run, [](uint64_t dense) { return dense + kIoBuffer; });  // before anything is read
     SourceHints hints{options.model_type, options.hf_model_name, options.vocab_size};
-    open = OpenOptionsFor(io, options.input, hints, options.run, 1);
+    open = OpenOptionsFor(io, options.input, hints, options.run, 1, options.from);
     open.weights_path = options.trtllm.quant_ckpt_path;
     if (options.trtllm.remove_duplicated_kv_heads) open.kv_copies = 2;
     CheckTargetPath(io, options.input, options.output);
@@ -198,8 +199,24 @@ struct Conversion::State {
     return {{"options", OptionsRecord()}, {"sources", sources}};
   }
 
+  // Rows of a vocabulary that are no padding are not lost in silence.
+  void CheckCutRows() {
+    if (planned.cut.empty()) return;
+    const ExecuteOptions within = FitWorkers(options.run, CompareWorkerBytes);
+    for (const PartComparison& compared : Compare(planned.cut, planned.plan.sources, {}, io, within)) {
+      if (compared.verdict != PartComparison::Verdict::kDiffers) continue;
+      throw Error(Code::kMismatch,
+                  fmt::format("the rows behind the vocabulary are not zero, expected padding: {}; give the vocabulary "
+                              "that the weights have, or correct model_config.yaml",
+                              source.padding_doubt))
+          .At("reading", options.input)
+          .Tensor(planned.plan.source_tensors[planned.cut[compared.part].sources[0].tensor]);
+    }
+  }
+
   // Without a journal where nothing is written.
   ExecuteReport Move(Io& through, const std::string& folder, const std::string& journal) {
+    CheckCutRows();
     CallbackObserver observer(options.run, "converting");
     ExecuteOptions with = execute;
     with.journal = journal;

@@ -15,6 +15,8 @@ constexpr uint64_t kSlack = 8 * (uint64_t{1} << 20);
 constexpr uint64_t kPerWorker = uint64_t{256} << 10;
 // An open tensor, its name, chunk and spec, and their share of an index and a report: 1 KiB and less, measured.
 constexpr uint64_t kPerTensor = 2 << 10;
+// What a byte of a config may take once it is a tree, and copied: 71 measured, of empty texts; a template is one more.
+constexpr uint64_t kPerConfigByte = 256;
 // The most that making a plan adds to an open source, measured.
 constexpr uint64_t kPlanPerPiece = 1350, kPlanPerFile = 1300;
 
@@ -69,6 +71,7 @@ void CheckPlanFits(const RunOptions& options, uint64_t pieces, bool a_file_each)
 OpenOptions OpenWithin(const RunOptions& options, unsigned checkpoints) {
   OpenOptions open;
   open.max_header = options.max_memory / 4 / checkpoints;
+  open.max_tree = std::min(kMaxTreeBytes, options.max_memory / kPerConfigByte / checkpoints);
   open.max_tensors = options.max_memory / kPerTensor / checkpoints;
   return open;
 }

@@ -26,11 +26,12 @@ std::string TemplateFolder(Io& io, const std::string& name) {
 }  // namespace
 
 OpenOptions OpenOptionsFor(Io& io, const std::string& path, const SourceHints& hints, const RunOptions& run,
-                           unsigned checkpoints) {
+                           unsigned checkpoints, std::string_view kind) {
   OpenOptions open = OpenWithin(run, checkpoints);
   open.model_type = hints.model_type;
   open.vocab_size = hints.vocab_size;
-  if (DetectKind(io, path).name != kHuggingFace.name) open.template_path = TemplateFolder(io, hints.hf_model_name);
+  if (DetectKind(io, path, kind).name != kHuggingFace.name)
+    open.template_path = TemplateFolder(io, hints.hf_model_name);
   return open;
 }
 

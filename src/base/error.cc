@@ -80,6 +80,12 @@ void Error::Compose() {
   for (const std::string& problem : Shown()) text_ += "\n  " + problem;
 }
 
+Error Gathered(Code code, std::vector<std::string> problems) {
+  Error error(code, std::move(problems.front()));
+  problems.erase(problems.begin());
+  return error.Also(std::move(problems));
+}
+
 Error SystemError(int error_number, std::string doing, std::string path) {
   Code code = Code::kIo;
   switch (error_number) {
@@ -89,6 +95,9 @@ Error SystemError(int error_number, std::string doing, std::string path) {
       break;
     case ENOENT:
       code = Code::kNotFound;
+      break;
+    case ELOOP:
+      code = Code::kCorrupt;
       break;
     case EACCES:
     case EPERM:
@@ -103,6 +112,7 @@ Error SystemError(int error_number, std::string doing, std::string path) {
       break;
   }
   std::string message = std::strerror(error_number);
+  if (error_number == ELOOP) message += ", expected a link that leads somewhere; remove it";
   if (error_number == EFBIG) message += "; raise the limit (ulimit -f), or write smaller files";
   Error error(code, std::move(message));
   error.At(std::move(doing), std::move(path));

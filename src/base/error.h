@@ -61,8 +61,12 @@ class Error : public std::exception {
   std::vector<std::string> also_;
 };
 
-// The Error for a failed system call: ENOSPC and EDQUOT are kNoSpace, ENOENT kNotFound, EACCES, EPERM and EROFS
-// kPermission, EEXIST and ENOTEMPTY kAlreadyExists, anything else kIo. `doing` is the verb of the message: "writing".
+// Several problems as one error, of which the first is the message.
+Error Gathered(Code code, std::vector<std::string> problems);
+
+// The Error for a failed system call: ENOSPC and EDQUOT are kNoSpace, ENOENT kNotFound, ELOOP kCorrupt, EACCES, EPERM
+// and EROFS kPermission, EEXIST and ENOTEMPTY kAlreadyExists, anything else kIo. `doing` is the verb of the message:
+// "writing".
 Error SystemError(int error_number, std::string doing, std::string path);
 
 }  // namespace reshard

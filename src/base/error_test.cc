@@ -73,22 +73,23 @@ TEST(Error, ShowsTwoHundredProblemsCountsTheRestAndKeepsAll) {
   EXPECT_EQ(many.Sentence(), "many");
 }
 
+TEST(Gathered, MakesTheFirstProblemTheMessage) {
+  const Error one = Gathered(Code::kMismatch, {"a"}), three = Gathered(Code::kUnsupported, {"a", "b", "c"});
+  EXPECT_EQ(one.code(), Code::kMismatch);
+  EXPECT_STREQ(one.what(), "a");
+  EXPECT_EQ(three.code(), Code::kUnsupported);
+  EXPECT_STREQ(three.what(), "a\n  b\n  c");
+}
+
 TEST(SystemError, TellsTheCodeFromTheErrorNumber) {
   const struct {
     int number;
     Code code;
   } kRows[] = {
-      {ENOSPC, Code::kNoSpace},
-      {EDQUOT, Code::kNoSpace},
-      {ENOENT, Code::kNotFound},
-      {EACCES, Code::kPermission},
-      {EPERM, Code::kPermission},
-      {EROFS, Code::kPermission},
-      {EEXIST, Code::kAlreadyExists},
-      {ENOTEMPTY, Code::kAlreadyExists},
-      {EIO, Code::kIo},
-      {ENAMETOOLONG, Code::kIo},
-      {EMFILE, Code::kIo},
+      {ENOSPC, Code::kNoSpace},   {EDQUOT, Code::kNoSpace},       {ENOENT, Code::kNotFound},
+      {ELOOP, Code::kCorrupt},    {EACCES, Code::kPermission},    {EPERM, Code::kPermission},
+      {EROFS, Code::kPermission}, {EEXIST, Code::kAlreadyExists}, {ENOTEMPTY, Code::kAlreadyExists},
+      {EIO, Code::kIo},           {ENAMETOOLONG, Code::kIo},      {EMFILE, Code::kIo},
       {EFBIG, Code::kIo},
   };
   for (const auto& row : kRows) EXPECT_EQ(SystemError(row.number, "writing", "x").code(), row.code) << row.number;

@@ -21,15 +21,26 @@ uint64_t Xxh3::Digest() const { return XXH3_64bits_digest(&state_->value); }
 
 std::string Hex(uint64_t value) { return fmt::format("{:016x}", value); }
 
-std::string Sha256Hex(std::string_view bytes) {
+struct Sha256::State {
+  SHA256_CTX value;
+};
+
+Sha256::Sha256() : state_(std::make_unique<State>()) { SHA256_Init(&state_->value); }
+Sha256::~Sha256() = default;
+void Sha256::Update(std::string_view bytes) { SHA256_Update(&state_->value, bytes.data(), bytes.size()); }
+
+std::string Sha256::Hex() {
   unsigned char digest[SHA256_DIGEST_LENGTH];
-  SHA256_CTX state;
-  SHA256_Init(&state);
-  SHA256_Update(&state, bytes.data(), bytes.size());
-  SHA256_Final(digest, &state);
+  SHA256_Final(digest, &state_->value);
   std::string hex;
   for (unsigned char byte : digest) hex += fmt::format("{:02x}", byte);
   return hex;
+}
+
+std::string Sha256Hex(std::string_view bytes) {
+  Sha256 hash;
+  hash.Update(bytes);
+  return hash.Hex();
 }
 
 }  // namespace reshard

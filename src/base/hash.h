@@ -21,7 +21,20 @@ class Xxh3 {
   std::unique_ptr<State> state_;
 };
 
-std::string Hex(uint64_t value);                // 16 lower-case digits
-std::string Sha256Hex(std::string_view bytes);  // 64 lower-case digits
+std::string Hex(uint64_t value);  // 16 lower-case digits
+
+class Sha256 {
+ public:
+  Sha256();
+  ~Sha256();
+  void Update(std::string_view bytes);
+  std::string Hex();  // 64 lower-case digits; once
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+std::string Sha256Hex(std::string_view bytes);
 
 }  // namespace reshard

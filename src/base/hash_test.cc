@@ -47,5 +47,11 @@ TEST(Sha256Hex, AgreesWithTheStandard) {
             "248d6a61d20638b8e5c026930c3e6039a33ce45964ff2167f6ecedd419db06c1");
 }
 
+TEST(Sha256, TakesItsBytesInPieces) {
+  Sha256 hash;
+  for (const char* piece : {"", "a", "bc"}) hash.Update(piece);
+  EXPECT_EQ(hash.Hex(), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+}
+
 }  // namespace
 }  // namespace reshard

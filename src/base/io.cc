@@ -332,6 +332,18 @@ std::string ReadWholeFile(Io& io, const std::string& path, uint64_t limit) {
   return bytes;
 }
 
+void ReadInPieces(Io& io, const std::string& path, const std::function<void(std::string_view)>& take) {
+  constexpr uint64_t kPiece = uint64_t{1} << 20;
+  const std::unique_ptr<File> file = io.OpenRead(path);
+  const uint64_t end = file->Info().size;
+  std::string buffer(std::min(end, kPiece), '\0');
+  for (uint64_t at = 0; at < end; at += buffer.size()) {
+    const uint64_t size = std::min<uint64_t>(buffer.size(), end - at);
+    file->ReadAt(buffer.data(), size, at);
+    take(std::string_view(buffer).substr(0, size));
+  }
+}
+
 void WriteWholeFile(Io& io, const std::string& path, const std::string& bytes) {
   const std::unique_ptr<File> file = io.OpenWrite(path);
   file->Truncate(bytes.size());

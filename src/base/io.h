@@ -6,9 +6,11 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace reshard {
@@ -81,6 +83,8 @@ std::unique_ptr<Io> DiscardingIo(Io& base);
 
 // The whole of a small file; more than `limit` bytes is kCorrupt.
 std::string ReadWholeFile(Io& io, const std::string& path, uint64_t limit);
+// Its bytes in order, in pieces of at most 1 MiB, each valid during the call.
+void ReadInPieces(Io& io, const std::string& path, const std::function<void(std::string_view)>& take);
 // Creates or replaces; not synced.
 void WriteWholeFile(Io& io, const std::string& path, const std::string& bytes);
 

@@ -9,7 +9,8 @@
 namespace reshard {
 
 // The folder of `name`: itself where it is a folder, else its snapshot (revision main) in the local hub cache, which
-// the environment places (HF_HUB_CACHE, HUGGINGFACE_HUB_CACHE, HF_HOME, XDG_CACHE_HOME, HOME). Nothing where there is
+// the environment places, as for transformers 4 (TRANSFORMERS_CACHE and its older names, HF_HUB_CACHE,
+// HUGGINGFACE_HUB_CACHE, HF_HOME, XDG_CACHE_HOME, HOME). Nothing where there is
 // neither.
 std::optional<std::string> FindModel(Io& io, const std::string& name);
 

@@ -452,7 +452,10 @@ std::vector<Piece> PaddingPieces(const StoredTensor& tensor, const TensorSpec& s
     view.box = WholeBox(hole.shape);
     view.origin = hole.origin;
     for (size_t axis = 0; axis < hole.shape.size(); ++axis) view.axes[axis] = {hole.shape[axis], 0};
-    ForEachPiece(tensor, view, [&](const Piece& piece) { pieces.push_back(piece); });
+    ForEachPiece(tensor, view, [&](const Piece& piece) {
+      pieces.push_back(piece);
+      pieces.back().box = WholeBox(piece.box.shape);
+    });
   }
   return pieces;
 }

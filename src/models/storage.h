@@ -90,7 +90,7 @@ std::vector<const Layout*> ChooseLayouts(const Model& model, const std::vector<R
 // Where the chunks of a stored tensor meet a view: calls `add` with a piece for each meeting.
 void ForEachPiece(const StoredTensor& tensor, const View& view, const std::function<void(const Piece&)>& add);
 
-// Where the chunks of a stored tensor meet no view of its spec: the padding, as pieces of a part of that shape each.
+// Where the chunks of a stored tensor meet no view of its spec: the padding, each piece the whole of a part of its own.
 std::vector<Piece> PaddingPieces(const StoredTensor& tensor, const TensorSpec& spec);
 
 // "q, layer 3".

@@ -63,6 +63,7 @@ struct Side {
   std::vector<std::string> names;
   Pieces pieces;          // plain ones
   EncodedPieces encoded;  // of the other parts
+  std::vector<Part> cut;  // rows behind the vocabulary that must be zero: each piece a part without targets
 
   // OpenCheckpoint has checked that the tensors of all specs are there.
   explicit Side(const Checkpoint& checkpoint) : rows(RowsOf(checkpoint.model)) {
@@ -75,7 +76,18 @@ struct Side {
       names.push_back(FullName(checkpoint.name_prefix, checkpoint.ranks.size(), spec.rank,
                                quantised ? tensors.back()->name : spec.name));
     }
+    if (!checkpoint.padding_doubt.empty()) AddCut(specs, tensors);
     pieces = PiecesOf(checkpoint.model, rows, specs, tensors);
+  }
+
+ private:
+  void AddCut(const std::vector<TensorSpec>& specs, const std::vector<const StoredTensor*>& tensors) {
+    for (size_t i = 0; i < specs.size(); ++i) {
+      for (Piece& piece : PaddingPieces(*tensors[i], specs[i])) {
+        piece.tensor = static_cast<uint32_t>(i);
+        cut.push_back({fmt::format("rows of {} behind the vocabulary", names[i]), piece.box.shape, {piece}, {}});
+      }
+    }
   }
 };
 
@@ -86,13 +98,6 @@ void CheckDtypes(const Part& part, const std::vector<std::string>& names, std::v
       problems.push_back(fmt::format("tensor '{}': {}, expected {} as in '{}', which holds the same",
                                      names[piece.tensor], Row(piece.dtype).name, Row(part.sources[0].dtype).name,
                                      names[part.sources[0].tensor]));
-}
-
-// The first problem is the message; more stand below it.
-Error Gathered(Code code, const Checkpoint& source, std::string doing, std::vector<std::string> problems) {
-  std::string first = std::move(problems.front());
-  problems.erase(problems.begin());
-  return Error(code, std::move(first)).At(std::move(doing), source.folder).Also(std::move(problems));
 }
 
 // A hash of numbers and texts of which none can run into the next.
@@ -176,7 +181,7 @@ class Planner {
       if (!pieces.empty() && !IsCastable(pieces[0].dtype))
         problems.push_back(fmt::format("tensor '{}': {}, expected F32, F16 or BF16 weights",
                                        have_.names[pieces[0].tensor], reshard::Row(pieces[0].dtype).name));
-    if (!problems.empty()) throw Gathered(Code::kUnsupported, source_, kPlanning, std::move(problems));
+    if (!problems.empty()) throw Gathered(Code::kUnsupported, std::move(problems)).At(kPlanning, source_.folder);
   }
 
   // Where all tensors must have one dtype and none is asked for: the one that all parts have.
@@ -359,6 +364,8 @@ class Planner {
       if (!pieces.empty() && !want.count(key) && !derived_.count(key))
         problems_.push_back(
             fmt::format("{}: a {} checkpoint has no place for it", PartName(have_.rows, key), kind_.name));
+    planned_.cut = std::move(have_.cut);
+    for (Part& part : planned_.cut) part.sources[0].tensor += source_shift;
     for (Part& part : padding) {
       part.targets[0].tensor += target_shift;
       planned_.plan.parts.push_back(std::move(part));
@@ -371,7 +378,6 @@ class Planner {
       if (tensors_[i].chunks.empty()) continue;  // derived
       for (Piece& piece : PaddingPieces(tensors_[i], specs_[i])) {
         piece.tensor = static_cast<uint32_t>(i);
-        piece.box.origin = Dims::Filled(piece.box.shape.size(), 0);
         parts.push_back({fmt::format("padding of {}", names_[i]), piece.box.shape, {}, {piece}});
       }
     }
@@ -379,7 +385,7 @@ class Planner {
   }
 
   void Throw() {
-    if (!problems_.empty()) throw Gathered(Code::kMismatch, source_, kPlanning, std::move(problems_));
+    if (!problems_.empty()) throw Gathered(Code::kMismatch, std::move(problems_)).At(kPlanning, source_.folder);
   }
 
   void Finish(LaidOut& laid_out) {
@@ -485,7 +491,8 @@ class Pairing {
         Join(there, key, PartName(b_.rows, key));  // b's own head and a's tied embedding
       }
     }
-    if (!problems_.empty()) throw Gathered(Code::kMismatch, a_checkpoint_, "reading", std::move(problems_));
+    if (!problems_.empty()) throw Gathered(Code::kMismatch, std::move(problems_)).At("reading", a_checkpoint_.folder);
+    AddCut();
     for (uint32_t tensor : missing) paired_.missing.push_back(a_.names[tensor]);
     for (uint32_t tensor : extra) paired_.extra.push_back(b_.names[tensor]);
     paired_.a_tensors = std::move(a_.names);
@@ -527,6 +534,15 @@ class Pairing {
         (part.*where).push_back(pad);
         paired_.parts.push_back(std::move(part));
       }
+  }
+
+  // What each side leaves out for padding without being sure of it.
+  void AddCut() {
+    for (Part& part : a_.cut) paired_.parts.push_back(std::move(part));
+    for (Part& part : b_.cut) {
+      part.targets.swap(part.sources);
+      paired_.parts.push_back(std::move(part));
+    }
   }
 
   static std::vector<Piece> Clip(const std::vector<Piece>& pieces, const Dims& shape) {

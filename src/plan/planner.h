@@ -14,6 +14,7 @@ namespace reshard {
 struct Planned {
   Plan plan;
   std::vector<uint64_t> source_hashes;  // XXH3 of what each source's header said
+  std::vector<Part> cut;  // parts without targets: source rows that are left out for padding if they are zero
   std::vector<std::string> copied, left, notes;
 };
 
@@ -24,7 +25,8 @@ Planned MakePlan(Io& io, const Checkpoint& source, const Kind& kind, const Targe
 
 // The parts that two checkpoints share, `a` as sources and `b` as targets, whole on both sides, and the names of
 // tensors that only one has. Padding rows of a vocabulary that only one side has are parts without sources, or without
-// targets: they must be zero. A head that one side stores is compared with the embedding of a side that is tied.
+// targets: they must be zero, and so must what a side leaves out without being sure that it is padding. A head that one
+// side stores is compared with the embedding of a side that is tied.
 struct Paired {
   std::vector<Part> parts;
   std::vector<std::string> a_tensors, b_tensors;  // names by Piece::tensor

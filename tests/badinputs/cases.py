@@ -20,7 +20,7 @@ class BadInput(NamedTuple):
     group: str
     base: str
     make: Callable  # (folder) -> None
-    exits: tuple  # the first is the documented one
+    code: int  # the exit code
     says: tuple  # patterns of the message
     arguments: tuple
 
@@ -36,11 +36,10 @@ BAD_INPUTS = []
 VALID_INPUTS = []
 
 
-def bad(group, base, exits, *says, arguments=()):
+def bad(group, base, code, *says, arguments=()):
     """Declares a generator of a bad input; `says` are regular expressions of the message, in any order."""
     def declare(make):
-        codes = exits if isinstance(exits, tuple) else (exits,)
-        BAD_INPUTS.append(BadInput(group, base, make, codes, says, arguments))
+        BAD_INPUTS.append(BadInput(group, base, make, code, says, arguments))
         return make
     return declare
 

@@ -14,8 +14,8 @@ GIT_LFS_POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'ab'
 CUT_OFF = r"cut off|truncated|incomplete|download"
 
 
-def broken(exits, *says):
-    return bad(GROUP, "hf", exits, FILE, *says)
+def broken(code, *says):
+    return bad(GROUP, "hf", code, FILE, *says)
 
 
 def weights(folder):

@@ -1,4 +1,5 @@
 """What is around a run: targets, limits, signals, closed streams, full disks, a second converter, a changing source."""
+import hashlib
 import json
 import os
 import random
@@ -16,7 +17,7 @@ import tiny_model
 from black_box import (
     CRASH, TO_HF, TO_NEMO, assert_refused, assert_unpublished, convert, finish, is_published, run, start)
 from program import hashes
-from tiny_model import config, tensors, write_hf
+from tiny_model import config, tensors, write_config, write_hf
 
 MB = 1 << 20
 # A second is promised; the rest is for a machine that does other things meanwhile.
@@ -232,6 +233,25 @@ def test_plan_beyond_the_memory_is_refused_before_it_is_made(tmp_path):
     assert run("plan", source, tmp_path / "out", "--to=hf", "--max_memory=64MiB", limits=limits).code == 0
     assert_refused(run("plan", source, tmp_path / "out", *TO_NEMO, "--max_memory=64MiB", limits=limits), (2,),
                    r"--max_memory is 67108864 bytes, expected at least \d+MiB for a plan of 19803 pieces")
+
+
+def test_side_file_larger_than_the_memory_is_hashed_in_pieces(source, tmp_path):
+    with open(source / "tokenizer.model", "wb") as file:
+        file.truncate(60 * MB)
+    limits = [(resource.RLIMIT_DATA, 32 * MB)]
+    result = run("plan", source, tmp_path / "out", *TO_NEMO, "--workers=1", "--max_memory=32MiB", "--json", limits=limits)
+    assert result.code == 0, result
+    sha256 = hashlib.sha256((source / "tokenizer.model").read_bytes()).hexdigest()
+    assert f"{sha256[:32]}_tokenizer.model" in result.out
+
+
+def test_config_whose_tree_could_exceed_the_memory_is_refused(source):
+    limits = [(resource.RLIMIT_DATA, 16 * MB)]
+    for nodes, code in [(100_000, 5), (5_000, 0)]:
+        write_config(source, config(notes=[""] * nodes))
+        result = run("inspect", source, "--max_memory=16MiB", limits=limits)
+        assert result.code == code, result
+        assert not code or re.search(r"config\.json: .*--max_memory", result.err), result
 
 
 # ---------------------------------------------------------------- signals

@@ -5,8 +5,8 @@ GROUP = "YAML"
 FILE = r"model_config\.yaml"
 
 
-def broken(exits, *says):
-    return bad(GROUP, "nemo", exits, FILE, *says)
+def broken(code, *says):
+    return bad(GROUP, "nemo", code, FILE, *says)
 
 
 def edit(folder, old, new):
@@ -37,7 +37,7 @@ def nodes_by_aliases(folder):
     append(folder, "bomb:\n  a: &a [" + ", ".join("x" * 300) + "]\n" + f"  b: [{', '.join(['*a'] * 3000)}]\n")
 
 
-@broken((3, 4, 5))
+@broken(4)
 def file_missing(folder):
     """no model_config.yaml"""
     (folder / "model_config.yaml").unlink()
@@ -155,7 +155,7 @@ def size_beyond_64_bits(folder):
     layers(folder, 2**70)
 
 
-@broken((4, 6), r"num_layers", r"-2")
+@broken(4, r"num_layers", r"-2")
 def size_negative(folder):
     """`num_layers: -2`"""
     layers(folder, -2)
@@ -167,7 +167,7 @@ def size_is_a_map(folder):
     layers(folder, "{a: 1}")
 
 
-@broken((4, 6), r"num_attention_heads")
+@broken(4, r"num_attention_heads")
 def heads_missing(folder):
     """no `num_attention_heads`"""
     edit(folder, "num_attention_heads: 4\n", "")

@@ -61,6 +61,7 @@ def test_families():
 def test_formats():
     text = json.dumps(parsed("formats")) + run("formats").out
     assert "safetensors" in text and "zarr" in text
+    assert [row["kind"] for row in parsed("formats")] == ["hf", "nemo", "trtllm"]
 
 
 def edit_yaml(folder, old, new):

@@ -1,6 +1,8 @@
 """How options are spelled, and what the program says to words that it does not know."""
 import json
+import os
 import re
+import shutil
 
 import pytest
 
@@ -214,3 +216,22 @@ def test_name_of_a_template_that_is_not_here(nemo, tmp_path):
     result = run("convert", nemo, tmp_path / "out", "--to=hf", "--hf_model_name=example/not-in-the-cache")
     assert_refused(result, (3,), r"example/not-in-the-cache", r"folder|cache|download")
     assert_unpublished(tmp_path / "out")
+
+
+def test_a_given_kind_settles_a_folder_that_may_be_of_two(source, nemo, tmp_path):
+    for name in os.listdir(source):
+        shutil.copy(source / name, nemo / name)
+    embedding = nemo / "model_weights" / "model.embedding.word_embeddings.weight" / "0.0"
+    for kind, other in [("hf", embedding), ("nemo", nemo / "model.safetensors")]:
+        other.rename(tmp_path / "away")  # what the other kind cannot be read without
+        options = TO_HF[1:] if kind == "nemo" else ()
+        result = run("convert", nemo, tmp_path / f"from-{kind}", f"--from={kind}", "--to=hf", *options)
+        assert result.code == 0, result
+        (tmp_path / "away").rename(other)
+    assert_refused(run("convert", nemo, tmp_path / "out", "--from=trtllm", "--to=hf"), (6,), "trtllm", r"\bhf\b")
+
+
+def test_a_checkpoint_of_tensorrt_llm_is_no_huggingface_folder(source, tmp_path):
+    convert(source, tmp_path / "trtllm", "--to=trtllm", "--checkpoint_only")
+    result = run("convert", tmp_path / "trtllm", tmp_path / "out", "--from=hf", "--to=hf")
+    assert_refused(result, (6,), "kind trtllm", "expected hf")

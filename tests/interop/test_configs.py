@@ -105,6 +105,38 @@ def test_padding_is_to_a_multiple_of_the_tensor_parallel_size_too(tmp_path):
     models.assert_equal(models.read(tmp_path / "out"), source.tensors)
 
 
+def grown(folder, source, rows):
+    """A NeMo checkpoint with values in the rows behind the vocabulary, as those of tokens that training added have."""
+    tensors = dict(source.tensors)
+    for name in ["model.embed_tokens.weight", "lm_head.weight"]:
+        tensors[name] = torch.cat([tensors[name], tensors[name][: rows - source.config.vocab_size]])
+    nemo_reference.write_nemo(folder, source.config, tensors, source.dtype)
+
+
+@pytest.mark.parametrize("to", ["hf", "nemo", "trtllm"])
+def test_rows_that_cannot_be_padding_are_not_cut(to, tmp_path):
+    options = ["--verify", *(["--checkpoint_only"] if to == "trtllm" else [])]
+    source = hf(tmp_path / "in", vocab_size=97)
+    grown(tmp_path / "nemo", source, 101)
+    for hint in [f"--hf_model_name={source.path}", "--vocab_size=97"]:
+        result = convert(tmp_path / "nemo", tmp_path / "out", hint, *options, to=to, code=6)
+        assert all(word in result.err for word in ["97", "101", "word_embeddings"]), result
+        assert_nothing_published(tmp_path / "out")
+    result = reshard("verify", tmp_path / "nemo", source.path, f"--hf_model_name={source.path}", code=1)
+    assert "word_embeddings" in result.out
+    convert(tmp_path / "nemo", tmp_path / "all", "--vocab_size=101", "--model_type=llama", to="hf")
+
+
+@pytest.mark.parametrize("keys", [{"make_vocab_size_divisible_by": 128}, {"tensor_model_parallel_size": 4}], ids=["divisor", "ranks"])
+def test_padding_may_hold_values(keys, tmp_path):
+    """Megatron's padding is initialised at random and trained: 128 rows are 97 padded to 128, 100 are 97 padded to 4 ranks."""
+    source = hf(tmp_path / "in", vocab_size=97)
+    grown(tmp_path / "nemo", source, 128 if "make_vocab_size_divisible_by" in keys else 100)
+    edit_yaml(tmp_path / "nemo", override_vocab_size=None, **keys)
+    convert(tmp_path / "nemo", tmp_path / "out", f"--hf_model_name={source.path}", "--verify", to="hf")
+    models.assert_equal(models.read(tmp_path / "out"), source.tensors)
+
+
 # -- sliding windows
 
 

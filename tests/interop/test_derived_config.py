@@ -89,3 +89,18 @@ def test_a_template_that_contradicts_the_weights_is_refused(key, tmp_path):
     (source.path / "config.json").write_text(json.dumps(settings))
     convert(tmp_path / "nemo", tmp_path / "out", f"--hf_model_name={source.path}", to="hf", code=6)
     assert_nothing_published(tmp_path / "out")
+
+
+@pytest.mark.parametrize("stored", [True, False], ids=["with biases", "without"])
+@pytest.mark.parametrize("kind", ["nemo", "trtllm"])
+def test_a_template_that_contradicts_the_biases_is_refused(kind, stored, tmp_path):
+    biases = {"attention_bias": True, "mlp_bias": kind == "nemo"}  # those that the kind can say
+    told = {key: value != stored for key, value in biases.items() if value}
+    c = models.config("llama", **models.SHAPES["8x2"], **(biases if stored else {}))
+    source = models.write(tmp_path / "in", c, torch.bfloat16, seed="biases")
+    convert(source.path, tmp_path / "middle", "--hf_model_name=example/model" if kind == "nemo" else "--checkpoint_only", to=kind)
+    settings = json.loads((source.path / "config.json").read_text())
+    (source.path / "config.json").write_text(json.dumps({**settings, **told}))
+    result = convert(tmp_path / "middle", tmp_path / "out", f"--hf_model_name={source.path}", to="hf", code=6)
+    assert "qkv_bias" in result.err and "template" in result.err
+    assert_nothing_published(tmp_path / "out")

@@ -55,7 +55,7 @@ bool IsIgnored(std::string_view name) {
 bool Detect(Io& io, const std::string& folder) {
   if (Exists(io, folder, kSingle) || Exists(io, folder, kIndex)) return true;
   if (Exists(io, folder, "pytorch_model.bin") || Exists(io, folder, "pytorch_model.bin.index.json")) return true;
-  return Exists(io, folder, "config.json");
+  return Exists(io, folder, "config.json") && !kTrtllm.detect(io, folder);  // which has one, too
 }
 
 // What lies in the folder, with the files of the one folder that is carried.
@@ -86,7 +86,7 @@ class HfReader {
     if (!io_.Stat(checkpoint_.config_path))
       throw Error(Code::kNotFound, "there is no config.json, expected one; give the folder that has it")
           .At("reading", checkpoint_.folder);
-    checkpoint_.config_text = ReadWholeFile(io_, checkpoint_.config_path, kMaxTreeBytes);
+    checkpoint_.config_text = ReadTreeText(io_, checkpoint_.config_path, options_);
     checkpoint_.config = ParseJson(checkpoint_.config_text, checkpoint_.config_path);
     checkpoint_.model = ModelFromHfConfig(WithoutQuantisation(checkpoint_.config), checkpoint_.config_path);
     RemoveCopies();
@@ -155,7 +155,7 @@ class HfReader {
                   "safetensors first")
           .At("reading", folder_);
     if (has(".incomplete"))
-      throw Error(Code::kCorrupt,
+      throw Error(Code::kNotFound,
                   "there are .incomplete files and no weights, expected model.safetensors; download the model again")
           .At("reading", folder_);
     throw Error(Code::kNotFound, fmt::format("there are no weights, expected {} or {}", kSingle, kIndex))

@@ -130,7 +130,7 @@ class Finder {
     if (method_ == kGptq) return CheckGptqConfig(checkpoint_.config[std::string(kKey)], checkpoint_.config_path);
     const std::string path =
         JoinPath(options_.weights_path.empty() ? checkpoint_.folder : options_.weights_path, "quantize_config.json");
-    if (io_.Stat(path)) CheckGptqConfig(ParseJson(ReadWholeFile(io_, path, kMaxTreeBytes), path), path);
+    if (io_.Stat(path)) CheckGptqConfig(ParseJson(ReadTreeText(io_, path, options_), path), path);
   }
 
   void CheckGptqConfig(const Json& config, const std::string& path) const {

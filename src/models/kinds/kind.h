@@ -16,6 +16,9 @@
 
 namespace reshard {
 
+// The most bytes of a text that becomes a tree: a config, metadata.json.
+constexpr uint64_t kMaxTreeBytes = uint64_t{1} << 20;
+
 struct FileCopy {
   std::string from;  // as to be opened
   std::string to;    // relative to the target
@@ -29,6 +32,7 @@ struct OpenOptions {
   std::string template_path;  // a HuggingFace folder whose config.json is the truth for what other kinds' cannot say
   std::optional<uint64_t> vocab_size;
   uint64_t max_header = 0;                   // bytes of one header, or index, that may be held
+  uint64_t max_tree = kMaxTreeBytes;         // bytes of one config
   uint64_t max_tensors = uint64_t{1} << 32;  // of all files together, and twice as many parts
 };
 
@@ -64,6 +68,7 @@ struct Checkpoint {
   std::vector<FileCopy> template_files;      // its tokenizer, licence and readme files
   std::vector<std::string> unsaid;           // hyper-parameters that the kind's config has no key for
   std::string vocabulary_doubt;              // why sizes['V'] may be too large; empty where it is sure
+  std::string padding_doubt;                 // why rows behind it may be no padding unless zero; empty where they are
 };
 
 // How a TensorRT-LLM checkpoint is cut and quantised (docs/formats/trtllm.md).
@@ -132,6 +137,7 @@ struct Kind {
   std::span<const std::string_view> markers;  // files that make a folder a checkpoint of this kind
 };
 
+// In the order in which a folder is asked for its kind.
 std::span<const Kind> Kinds();
 
 // What messages and plans call a tensor: with its prefix, and the rank where there are several ("rank3/x").
@@ -143,22 +149,27 @@ const EncodedTensor* FindEncoded(const Checkpoint& checkpoint, std::string_view 
 // The tensor of a rank; null where there is none.
 const StoredTensor* FindTensor(const Checkpoint& checkpoint, uint32_t rank, std::string_view name);
 
-// Errors: kUnsupported for a kind that is known by name only ("trtllm comes in a later version"), kInvalidArgument
-// else.
+// Errors: kUnsupported for a kind that is known by name only (megatron, nemo2), kInvalidArgument else.
 const Kind& KindByName(std::string_view name);
 
-// The kind of what lies at `path`. Errors: kNotFound; kUnsupported for what is recognised but not read (a packed .nemo,
-// a TensorRT-LLM checkpoint, ...); kCorrupt where it is nothing that is known.
-const Kind& DetectKind(Io& io, const std::string& path);
+// The kind of what lies at `path`: `given`, where that is not empty and the folder may be of it, else the first that it
+// may be of. Errors: kNotFound, also where it is nothing that is known; those of KindByName; kMismatch where it is of
+// another kind than the given one; kUnsupported for what is recognised but not read (a packed .nemo, a Megatron-LM
+// checkpoint, ...).
+const Kind& DetectKind(Io& io, const std::string& path, std::string_view given);
 
-// Opens `path` as `kind`, or as what it is where `kind` is empty. Every layout's tensor is there with the right shape,
-// and no other tensor is; all problems are gathered into one kMismatch. Takes about 2 KiB of memory a tensor. Errors:
-// kUnsupported where there are more tensors or parts than the options allow; the message names --max_memory.
+// Opens `path` as the kind that DetectKind finds with `kind` given. Every layout's tensor is there with the right
+// shape, and no other tensor is; all problems are gathered into one kMismatch. Takes about 2 KiB of memory a tensor.
+// Errors: kUnsupported where there are more tensors or parts than the options allow; the message names --max_memory.
 Checkpoint OpenCheckpoint(Io& io, const std::string& path, std::string_view kind, const OpenOptions& options);
 
 extern const Kind kHuggingFace, kNemo, kTrtllm;
 
 bool Exists(Io& io, const std::string& folder, std::string_view name);
+
+// The text of a config, or of another small file that becomes a tree. Errors: kCorrupt where it has more than
+// kMaxTreeBytes; kUnsupported where it has more than the options allow, naming --max_memory.
+std::string ReadTreeText(Io& io, const std::string& path, const OpenOptions& options);
 
 // What lies in a folder, by name; folders end in '/'. Errors: kCorrupt for a link to a file that is missing, as half of
 // a download leaves it.
@@ -166,11 +177,5 @@ std::vector<std::string> Entries(Io& io, const std::string& folder);
 
 // The dtype of most elements.
 Dtype MainDtype(const std::vector<StoredTensor>& tensors);
-
-// The most bytes of a text that becomes a tree: a config, metadata.json.
-constexpr uint64_t kMaxTreeBytes = uint64_t{1} << 20;
-
-// The most bytes of another small file that is read whole.
-constexpr uint64_t kMaxConfigBytes = uint64_t{64} << 20;
 
 }  // namespace reshard

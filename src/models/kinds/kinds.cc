@@ -140,21 +140,10 @@ bool Before(const StoredTensor& a, const StoredTensor& b) {
   return std::tie(a.rank, a.name) < std::tie(b.rank, b.name);
 }
 
-// One problem is the message; several stand below it.
-Error Gathered(std::vector<std::string> problems, const std::string& path) {
-  size_t count = problems.size();
-  std::string first =
-      count == 1 ? problems[0] : fmt::format("config and tensors disagree in {} places, expected none:", count);
-  if (count == 1) problems.clear();
-  Error error(Code::kMismatch, std::move(first));
-  error.At("reading", path).Also(std::move(problems));
-  return error;
-}
-
 }  // namespace
 
 std::span<const Kind> Kinds() {
-  static const Kind kKinds[] = {kTrtllm, kHuggingFace, kNemo};
+  static const Kind kKinds[] = {kHuggingFace, kNemo, kTrtllm};
   return kKinds;
 }
 
@@ -189,27 +178,29 @@ const Kind& KindByName(std::string_view name) {
   throw Error(Code::kInvalidArgument, fmt::format("the kind '{}' is not known, expected hf, nemo or trtllm", name));
 }
 
-const Kind& DetectKind(Io& io, const std::string& path) {
+const Kind& DetectKind(Io& io, const std::string& path, std::string_view given) {
   auto info = io.Stat(path);
   if (!info) throw Error(Code::kNotFound, "there is no such folder, expected a checkpoint").At("reading", path);
   if (info->type != FileInfo::Type::kDirectory) {
     if (path.ends_with(".nemo")) throw NotRead(path, "a packed .nemo file; unpack it with tar");
-    throw Error(Code::kCorrupt, "this is a file, expected the folder of a checkpoint").At("reading", path);
+    throw Error(Code::kNotFound, "this is a file, expected the folder of a checkpoint").At("reading", path);
   }
-  for (const Kind& kind : Kinds())
-    if (kind.detect(io, path)) return kind;
+  if (!given.empty() && KindByName(given).detect(io, path)) return KindByName(given);
+  for (const Kind& kind : Kinds()) {
+    if (!kind.detect(io, path)) continue;
+    if (given.empty()) return kind;
+    throw Error(Code::kMismatch, fmt::format("this is a checkpoint of the kind {}, expected {} as --convert_from says",
+                                             kind.name, given))
+        .At("reading", path);
+  }
   for (const Recognised& row : kRecognised)
     if (io.Stat(JoinPath(path, std::string(row.entry)))) throw NotRead(path, row.what);
-  throw Error(Code::kCorrupt, "there is no config.json and no model_config.yaml, expected the folder of a checkpoint")
+  throw Error(Code::kNotFound, "there is no config.json and no model_config.yaml, expected the folder of a checkpoint")
       .At("reading", path);
 }
 
 Checkpoint OpenCheckpoint(Io& io, const std::string& path, std::string_view kind_name, const OpenOptions& options) {
-  const Kind& kind = DetectKind(io, path);
-  if (!kind_name.empty() && KindByName(kind_name).name != kind.name)
-    throw Error(Code::kMismatch, fmt::format("this is a checkpoint of the kind {}, expected {} as --convert_from says",
-                                             kind.name, kind_name))
-        .At("reading", path);
+  const Kind& kind = DetectKind(io, path, kind_name);
   if (kind.name != kHuggingFace.name && (!options.weights_path.empty() || options.kv_copies > 1))
     throw Error(Code::kInvalidArgument,
                 fmt::format("this is a checkpoint of the kind {}, expected a HuggingFace folder for --{}", kind.name,
@@ -229,12 +220,23 @@ Checkpoint OpenCheckpoint(Io& io, const std::string& path, std::string_view kind
   checkpoint.layouts = ChooseLayouts(checkpoint.model, checkpoint.ranks, kind.layouts, kind.name, present);
   std::vector<std::string> problems =
       Problems(checkpoint, TensorsOf(checkpoint.model, checkpoint.ranks, checkpoint.layouts));
-  if (!problems.empty()) throw Gathered(std::move(problems), path);
+  if (!problems.empty()) throw Gathered(Code::kMismatch, std::move(problems)).At("reading", path);
   return checkpoint;
 }
 
 bool Exists(Io& io, const std::string& folder, std::string_view name) {
   return io.Stat(JoinPath(folder, std::string(name))).has_value();
+}
+
+std::string ReadTreeText(Io& io, const std::string& path, const OpenOptions& options) {
+  std::string text = ReadWholeFile(io, path, kMaxTreeBytes);
+  if (text.size() > options.max_tree)
+    throw Error(Code::kUnsupported,
+                fmt::format("a config of {} bytes, expected at most {} within the memory limit; give a larger "
+                            "--max_memory",
+                            text.size(), options.max_tree))
+        .At("reading", path);
+  return text;
 }
 
 std::vector<std::string> Entries(Io& io, const std::string& folder) {

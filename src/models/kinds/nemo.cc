@@ -5,6 +5,7 @@
 #include <map>
 
 #include "archive/torch_zip.h"
+#include "base/bytes.h"
 #include "base/error.h"
 #include "base/hash.h"
 #include "base/text.h"
@@ -66,7 +67,7 @@ class NemoReader {
     if (!io_.Stat(checkpoint_.config_path))
       throw Error(Code::kCorrupt, fmt::format("there is no {}, expected one", kConfig))
           .At("reading", checkpoint_.folder);
-    checkpoint_.config_text = ReadWholeFile(io_, checkpoint_.config_path, kMaxTreeBytes);
+    checkpoint_.config_text = ReadTreeText(io_, checkpoint_.config_path, options_);
     checkpoint_.config = YamlValue(ParseYaml(checkpoint_.config_text, checkpoint_.config_path));
     if (!checkpoint_.config.is_object())
       throw Error(Code::kCorrupt, "no mapping at the top, expected one").At("reading", checkpoint_.config_path);
@@ -89,7 +90,7 @@ class NemoReader {
           Code::kCorrupt,
           "metadata.json is missing, which is written last; the checkpoint is incomplete, expected a finished one")
           .At("reading", weights_);
-    Json metadata = ParseJson(ReadWholeFile(io_, path, kMaxTreeBytes), path);
+    Json metadata = ParseJson(ReadTreeText(io_, path, options_), path);
     auto backend = metadata.find("sharded_backend");
     if (backend == metadata.end() || !backend->is_string())
       throw Error(Code::kCorrupt, "no text 'sharded_backend', expected \"zarr\"").At("reading", path);
@@ -163,16 +164,19 @@ class NemoReader {
     NemoHints hints{options_.model_type, nullptr, options_.vocab_size};
     Model known;
     if (!options_.template_path.empty()) {
-      known = ReadTemplate(io_, options_.template_path, checkpoint_);
+      known = ReadTemplate(io_, options_, checkpoint_);
       hints.template_model = &known;
     }
-    checkpoint_.model = ModelFromNemoConfig(checkpoint_.config, checkpoint_.config_path, embedding->shape[0], hints,
-                                            checkpoint_.vocabulary_doubt);
+    const uint64_t rows = embedding->shape[0], rows_of_rank = embedding->chunks[0].box.shape[0];
+    NemoDoubts doubts;
+    checkpoint_.model = ModelFromNemoConfig(checkpoint_.config, checkpoint_.config_path,
+                                            {rows, CeilDiv(rows, rows_of_rank)}, hints, doubts);
+    checkpoint_.vocabulary_doubt = std::move(doubts.vocabulary);
+    checkpoint_.padding_doubt = std::move(doubts.padding);
     const Sizes& sizes = checkpoint_.model.sizes;
     bool numbered = std::any_of(checkpoint_.tensors.begin(), checkpoint_.tensors.end(),
                                 [](const StoredTensor& tensor) { return IsNumbered(tensor.name); });
-    checkpoint_.ranks = {
-        {{0, sizes['L']}, {0, sizes['E']}, embedding->shape[0], Find(kHead) || !checkpoint_.model.tied, !numbered}};
+    checkpoint_.ranks = {{{0, sizes['L']}, {0, sizes['E']}, rows, Find(kHead) || !checkpoint_.model.tied, !numbered}};
   }
 
   void ListSideFiles() {
@@ -227,7 +231,9 @@ Tokenizer TokenizerOf(Io& io, const Checkpoint& source, const Model& model, cons
   std::string path = TokenizerFile(source, file);
   bool has_file = !path.empty();
   if (has_file) {
-    tokenizer.artifact = Sha256Hex(ReadWholeFile(io, path, kMaxConfigBytes)).substr(0, 32) + "_" + file;
+    Sha256 hash;
+    ReadInPieces(io, path, [&](std::string_view piece) { hash.Update(piece); });
+    tokenizer.artifact = hash.Hex().substr(0, 32) + "_" + file;
     out.copies.push_back({path, tokenizer.artifact});
   }
   if (auto info = io.Stat(tokenizer.name); info && info->type == FileInfo::Type::kDirectory)

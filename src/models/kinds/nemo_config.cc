@@ -171,15 +171,19 @@ struct Claim {
 // The rows of the embedding that are the vocabulary's: what is claimed, by all alike; else all, which is sure only
 // where they cannot be padded. override_vocab_size may count padded rows too (NeMo makes exactly that many), but then
 // they are those that Megatron's padding gives.
-uint64_t Vocabulary(const ConfigReader& reader, uint64_t stored_rows, const NemoHints& hints, std::string& doubt) {
-  uint64_t multiple = reader.Size("make_vocab_size_divisible_by", 128) * reader.Size("tensor_model_parallel_size", 1);
+uint64_t Vocabulary(const ConfigReader& reader, const NemoEmbedding& embedding, const NemoHints& hints,
+                    NemoDoubts& doubts) {
+  const uint64_t stored_rows = embedding.rows;
+  const uint64_t divisor = reader.Size("make_vocab_size_divisible_by", 128);
+  const uint64_t ranks = reader.Size("tensor_model_parallel_size", 1);
+  const uint64_t multiple = divisor * std::max(ranks, embedding.ranks);  // at most: a config may lag behind its arrays
   std::vector<Claim> claims;
   if (hints.template_model) claims.push_back({"the template", hints.template_model->sizes['V']});
   if (hints.vocab_size) claims.push_back({"--vocab_size", *hints.vocab_size});
   if (uint64_t rows = reader.Size("override_vocab_size", 0)) claims.push_back({"override_vocab_size", rows});
   if (claims.empty()) {
     if (multiple > 1)
-      doubt = fmt::format(
+      doubts.vocabulary = fmt::format(
           "embedding.word_embeddings.weight has {} rows, of which up to {} may be padding, expected to be told how "
           "many are the vocabulary's; give --vocab_size or --hf_model_name",
           stored_rows, multiple - 1);
@@ -187,7 +191,8 @@ uint64_t Vocabulary(const ConfigReader& reader, uint64_t stored_rows, const Nemo
   }
   const Claim& first = claims.front();
   for (const Claim& claim : claims) {
-    bool padded = claim.by == "override_vocab_size" && claim.rows == RoundUp(first.rows, multiple);
+    bool padded = claim.by == "override_vocab_size" &&
+                  (claim.rows == RoundUp(first.rows, divisor * ranks) || claim.rows == RoundUp(first.rows, multiple));
     if (claim.rows != first.rows && !padded)
       throw Mismatch(reader.path(), fmt::format("the vocabulary has {} rows by {} and {} by {}, expected one number",
                                                 first.rows, first.by, claim.rows, claim.by));
@@ -196,6 +201,11 @@ uint64_t Vocabulary(const ConfigReader& reader, uint64_t stored_rows, const Nemo
     throw Mismatch(reader.path(),
                    fmt::format("embedding.word_embeddings.weight has {} rows, expected at least {} for the vocabulary",
                                stored_rows, first.rows));
+  if (const uint64_t padded = RoundUp(first.rows, multiple); stored_rows > padded)
+    doubts.padding = fmt::format(
+        "{} rows by {}, which make_vocab_size_divisible_by and tensor_model_parallel_size pad to {}, not to the {} of "
+        "the array",
+        first.rows, first.by, padded, stored_rows);
   return first.rows;
 }
 
@@ -277,8 +287,8 @@ std::string WithNemoScalar(const std::string& text, std::string key, const std::
 
 }  // namespace
 
-Model ModelFromNemoConfig(const Json& config, const std::string& path, uint64_t stored_rows, const NemoHints& hints,
-                          std::string& doubt) {
+Model ModelFromNemoConfig(const Json& config, const std::string& path, const NemoEmbedding& embedding,
+                          const NemoHints& hints, NemoDoubts& doubts) {
   ConfigReader reader(config, path);
   Model model;
   ReadSizes(reader, model);
@@ -297,7 +307,7 @@ Model ModelFromNemoConfig(const Json& config, const std::string& path, uint64_t 
     if (flags.count(flag.flag)) model.flags.push_back(flag.flag);
   model.tied = reader.Bool(kShareEmbeddings, false);
   model.layers = LayerPlan(*model.family, model.sizes['L'], config, path);
-  model.sizes['V'] = Vocabulary(reader, stored_rows, hints, doubt);
+  model.sizes['V'] = Vocabulary(reader, embedding, hints, doubts);
   if (hints.template_model) {
     CheckTemplate(model, *hints.template_model, {}, path);
     model.tied = hints.template_model->tied;

@@ -17,12 +17,22 @@ struct NemoHints {
   std::optional<uint64_t> vocab_size;
 };
 
-// The model of a config, `stored_rows` being the rows of its embedding array. Errors: kUnsupported (an activation, norm
-// or another setting that is not handled, experts), kMismatch (no family has these biases and norms; a template of
-// another model; vocabularies that contradict one another or the rows), kCorrupt (a key of a wrong type). Where the
-// vocabulary may be padded and nobody vouches for its size, all rows are taken for it and `doubt` says so.
-Model ModelFromNemoConfig(const Json& config, const std::string& path, uint64_t stored_rows, const NemoHints& hints,
-                          std::string& doubt);
+// The array of the embedding: its rows, and how many tensor ranks saved it, a chunk each.
+struct NemoEmbedding {
+  uint64_t rows = 0, ranks = 1;
+};
+
+// What a NeMo config leaves open although it was asked; empty where it is sure.
+struct NemoDoubts {
+  std::string vocabulary;  // how many rows are the vocabulary's: all are taken for it
+  std::string padding;     // why the rows behind the vocabulary are more than Megatron's padding
+};
+
+// The model of a config. Errors: kUnsupported (an activation, norm or another setting that is not handled, experts),
+// kMismatch (no family has these biases and norms; a template of another model; vocabularies that contradict one
+// another or the rows), kCorrupt (a key of a wrong type).
+Model ModelFromNemoConfig(const Json& config, const std::string& path, const NemoEmbedding& embedding,
+                          const NemoHints& hints, NemoDoubts& doubts);
 
 struct NemoConfigOptions {
   Dtype dtype = Dtype::kBF16;

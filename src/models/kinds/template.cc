@@ -9,10 +9,16 @@
 
 namespace reshard {
 
-Model ReadTemplate(Io& io, const std::string& folder, Checkpoint& checkpoint) {
+Model ReadTemplate(Io& io, const OpenOptions& options, Checkpoint& checkpoint) {
+  const std::string& folder = options.template_path;
   const std::string path = JoinPath(folder, "config.json");
+  if (!io.Stat(path))
+    throw Error(Code::kNotFound,
+                "there is no config.json, expected the template's; give the folder that has it as --hf_model_name, or "
+                "download the model again")
+        .At("reading", folder);
   checkpoint.template_path = folder;
-  checkpoint.template_text = ReadWholeFile(io, path, kMaxTreeBytes);
+  checkpoint.template_text = ReadTreeText(io, path, options);
   checkpoint.template_files = CarriedFiles(io, folder);
   return ModelFromHfConfig(ParseJson(checkpoint.template_text, path), path);
 }
@@ -33,6 +39,8 @@ void CheckTemplate(const Model& model, const Model& known, const std::vector<std
         std::pair{"layers", 'L'}, std::pair{"attention heads", 'A'}, std::pair{"query groups", 'G'},
         std::pair{"head size", 'D'}})
     compare(name, model.sizes[symbol], known.sizes[symbol]);
+  for (const Flag& flag : model.family->flags)
+    compare(std::string(flag.flag), model.Has(flag.flag), known.Has(flag.flag));
   const HyperParameters &ours = model.hyper, &theirs = known.hyper;
   compare("rms_norm_eps", ours.rms_norm_eps, theirs.rms_norm_eps);
   compare("rope_theta", ours.rope_theta, theirs.rope_theta);

@@ -8,8 +8,8 @@
 
 namespace reshard {
 
-// Reads the template in `folder` into the fields that `checkpoint` has for it; returns the model that it is of.
-Model ReadTemplate(Io& io, const std::string& folder, Checkpoint& checkpoint);
+// Reads the template of `options` into the fields that `checkpoint` has for it; returns the model that it is of.
+Model ReadTemplate(Io& io, const OpenOptions& options, Checkpoint& checkpoint);
 
 // A template may know more than a config, never something else. `unsaid` hyper-parameters are not compared. Errors:
 // kMismatch with all differences, at `path`, the config that `model` is from.

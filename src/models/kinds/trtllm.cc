@@ -75,7 +75,7 @@ class TrtllmReader {
           Code::kCorrupt,
           "there is no config.json, which is written last; the checkpoint is incomplete, expected a finished one")
           .At("reading", checkpoint_.folder);
-    checkpoint_.config_text = ReadWholeFile(io_, checkpoint_.config_path, kMaxTreeBytes);
+    checkpoint_.config_text = ReadTreeText(io_, checkpoint_.config_path, options_);
     checkpoint_.config = ParseJson(checkpoint_.config_text, checkpoint_.config_path);
     checkpoint_.model = ModelFromTrtllmConfig(checkpoint_.config, checkpoint_.config_path);
     const TrtllmOptions cut = CutOfTrtllmConfig(checkpoint_.config, checkpoint_.config_path);
@@ -91,7 +91,7 @@ class TrtllmReader {
   // What the config has no key for comes from the template, which must be of the same model.
   void AskTemplate() {
     if (options_.template_path.empty()) return;
-    const Model known = ReadTemplate(io_, options_.template_path, checkpoint_);
+    const Model known = ReadTemplate(io_, options_, checkpoint_);
     CheckTemplate(checkpoint_.model, known, checkpoint_.unsaid, checkpoint_.config_path);
     checkpoint_.model.tied = known.tied;
     checkpoint_.model.hyper.sliding_window = known.hyper.sliding_window;
@@ -218,11 +218,7 @@ class TrtllmWriter {
 
   void LayOut(const std::string& path) {
     for (uint32_t rank = 0; rank < cut_.tp * cut_.pp; ++rank) LayOutRank(rank);
-    if (problems_.empty()) return;
-    std::string first = std::move(problems_[0]);
-    problems_.erase(problems_.begin());
-    Error error(Code::kMismatch, std::move(first));
-    throw error.At("quantising the model of", path).Also(std::move(problems_));
+    if (!problems_.empty()) throw Gathered(Code::kMismatch, std::move(problems_)).At("quantising the model of", path);
   }
 
  private:

@@ -277,9 +277,8 @@ std::vector<Rank> TrtllmRanks(const Model& model, const TrtllmOptions& options, 
   }
   for (std::string& problem : Indivisible(model, ranks[0])) problems.push_back(std::move(problem));
   if (problems.empty()) return ranks;
-  std::string first = fmt::format("{}, expected sizes that divide", problems[0]);
-  problems.erase(problems.begin());
-  throw At(path, Code::kMismatch, std::move(first)).Also(std::move(problems));
+  problems[0] += ", expected sizes that divide";
+  throw Gathered(Code::kMismatch, std::move(problems)).At("reading", path);
 }
 
 std::string TrtllmConfigText(const Model& model, const TrtllmOptions& options, const QuantisedWeights& source,
