@@ -67,6 +67,8 @@ class Builder : public YAML::EventHandler {
                 const std::string& value) override {
     bool quoted = tag == "!";
     if (!quoted) CheckTag(mark, tag);
+    // yaml-cpp reads "\\N" and "\\_" as bytes of Latin-1.
+    if (!IsUtf8(value)) throw AtLine(mark.line + 1, "an escape that makes no UTF-8, expected the character itself");
     AddScalar(mark, anchor, value, quoted);
   }
   void OnAlias(const YAML::Mark& mark, YAML::anchor_t anchor) override {

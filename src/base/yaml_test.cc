@@ -154,6 +154,8 @@ TEST(ParseYaml, RefusesBytesThatAreNoText) {
   EXPECT_THAT(ErrorOf("a: \xed\xa0\x80\n"), HasSubstr("no UTF-8"));  // a surrogate
   EXPECT_THAT(ErrorOf("a: \xc0\xaf\n"), HasSubstr("no UTF-8"));      // longer than need be
   EXPECT_THAT(ErrorOf("a: \xe2\x82"), HasSubstr("no UTF-8"));        // cut off
+  EXPECT_THAT(ErrorOf("a: b\nc: \"\\N\"\n"), HasSubstr("line 2: an escape that makes no UTF-8"));
+  EXPECT_THAT(ErrorOf("a: \"\\_\"\n"), HasSubstr("an escape that makes no UTF-8"));
   EXPECT_THAT(ErrorOf("a: 1\n\x04\nb: 2\n"), HasSubstr("line 2: character U+0004"));
   EXPECT_THAT(ErrorOf(std::string_view("a: \0", 4)), HasSubstr("character U+0000"));
 }

@@ -154,7 +154,10 @@ std::string Log::FailureText(const Error& error, int exit) const {
     Json line = {{"event", "error"}, {"code", CodeName(error.code())}, {"exit", exit}, {"text", error.Sentence()}};
     if (!error.path().empty()) line["path"] = error.path();
     if (!error.tensor().empty()) line["tensor"] = error.tensor();
-    if (!error.also().empty()) line["problems"] = error.also();
+    if (!error.also().empty()) {
+      line["problems"] = Json::array({error.Sentence()});
+      for (const std::string& problem : error.also()) line["problems"].push_back(problem);
+    }
     return LineOf(line);
   }
   std::string text = fmt::format("reshard: error: {}\n", Printable(error.Sentence()));
@@ -353,8 +356,8 @@ std::string VerifyText(const VerifyReport& report) {
   if (verdicts["differs"]) text += fmt::format(", {} differ", Grouped(verdicts["differs"]));
   text += "\n";
   if (overflows > 0)
-    text += fmt::format("note: {} of A infinite in B's dtype\n",
-                        overflows == 1 ? "1 finite value is" : Grouped(overflows) + " finite values are");
+    text += fmt::format("note: {} of A {} infinite in B's dtype\n", Counted(overflows, "finite value"),
+                        overflows == 1 ? "is" : "are");
   for (const std::string& note : report.notes) text += "note: " + Printable(note) + "\n";
   return text;
 }

@@ -102,7 +102,7 @@ std::string FindTrtllmBuild() {
   for (size_t begin = 0; begin < folders.size();) {
     const size_t end = std::min(folders.find(':', begin), folders.size());
     std::string path = InFolder(folders.substr(begin, end - begin), kProgram);
-    if (access(path.c_str(), X_OK) == 0) return path;
+    if (access(path.c_str(), X_OK) == 0 && !std::filesystem::is_directory(path)) return path;
     begin = end + 1;
   }
   throw Error(

@@ -128,8 +128,7 @@ class Finder {
   // What older files say in a file of their own.
   void CheckGptqConfig() {
     if (method_ == kGptq) return CheckGptqConfig(checkpoint_.config[std::string(kKey)], checkpoint_.config_path);
-    const std::string path =
-        JoinPath(options_.weights_path.empty() ? checkpoint_.folder : options_.weights_path, "quantize_config.json");
+    const std::string path = JoinPath(ParentOf(checkpoint_.files[0].path), "quantize_config.json");
     if (io_.Stat(path)) CheckGptqConfig(ParseJson(ReadTreeText(io_, path, options_), path), path);
   }
 
