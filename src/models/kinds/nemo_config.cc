@@ -220,7 +220,8 @@ void SetBiases(const Model& model, Json& config) {
   bool qkv = model.Has("qkv_bias"), o = model.Has("o_bias"), mlp = model.Has("mlp_bias");
   if (o != mlp || (mlp && !qkv))
     NoPlace(fmt::format("biases on {} only", o ? "attention" : "the MLP"),
-            "its switch `bias` gives all linear layers one; this model stays in the hf kind");
+            fmt::format("its switch `bias` gives all linear layers one; {}",
+                        o ? "the kinds hf and trtllm have one" : "this model stays in the hf kind"));
   config["bias"] = mlp;
   if (qkv && !o) {
     config["qkv_bias"] = true;
