@@ -109,7 +109,7 @@ std::vector<uint64_t> HashFiles(Io& io, const std::vector<NamedSize>& files, con
   CallbackObserver observer(options, "checking");
   execute.observer = &observer;
   std::vector<uint64_t> hashes(files.size());
-  OpQueue(parts, execute).Run(execute.workers, [&](Turn& turn) {
+  OpQueue(parts, TargetBytes(parts), execute).Run(execute.workers, [&](Turn& turn) {
     std::vector<char> buffer(kIoBuffer);
     for (Op op; turn.Next(op);) hashes[op.part] = HashOf(io, files[op.part].path, buffer, turn);
   });

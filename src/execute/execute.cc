@@ -8,13 +8,15 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <numeric>
 #include <optional>
 #include <set>
 #include <utility>
 
 #include "base/error.h"
 #include "base/hash.h"
-#include "execute/journal.h"
+#include "execute/journals.h"
+#include "execute/op_bytes.h"
 #include "execute/op_queue.h"
 #include "execute/sync_marks.h"
 #include "execute/transfer.h"
@@ -57,24 +59,6 @@ uint64_t DenseBytes(const Plan& plan, uint64_t asked) {
   return bytes;
 }
 
-// The bytes that an op writes to a target piece.
-uint64_t BytesOf(const Part& part, const Piece& target, const Box& op) {
-  Box box = op;
-  if (part.value) {
-    box = WholeBox(OutputsOf(*part.value, op.shape[0], op.shape[1])[target.output].shape);
-    box.origin[0] = op.origin[0] - DomainOf(part).origin[0];
-  }
-  const std::optional<Box> common = Intersect(target.box, box);
-  return common ? ElementCount(common->shape) * ItemSize(target.dtype) : 0;
-}
-
-std::unique_ptr<Journal> OpenJournal(const Plan& plan, Io& io, const std::string& path) {
-  uint64_t ops = 0;
-  Op op;
-  for (OpCursor cursor(plan.parts); cursor.Next(op);) ++ops;
-  return std::make_unique<Journal>(io, path, ops, plan.files.size(), BootId());
-}
-
 class Execution {
  public:
   Execution(const Plan& plan, const std::string& staging, Io& io, const ExecuteOptions& options);
@@ -84,13 +68,14 @@ class Execution {
   class Worker;
 
   std::string StagedPath(size_t file) const { return JoinPath(staging_, plan_.files[file].path); }
+  uint32_t self() const { return options_.task.number; }
+  uint64_t MissingBytes() const;
   void MakeFolders();
+  void CheckFiles();
   void MakeFiles();
   void MakeFile(size_t file);
   void Hash(size_t file, std::byte* buffer, const Turn* turn);
   uint64_t HashOf(size_t file, std::byte* buffer, const Turn* turn);
-  // Whether an earlier run did the op, into files that are still those.
-  bool IsDone(uint64_t number, const Op& op) const;
   void SyncAll();
   void ReportOverflows();
 
@@ -102,11 +87,13 @@ class Execution {
   OpenFiles files_;  // the sources, then the target's
   WriteBehind behind_;
   const bool overlapping_;
-  std::unique_ptr<Journal> journal_;  // or null
+  Journals journals_;
+  Journal* const journal_;  // the own one, or null
+  const Shares& shares_;
   std::optional<SyncMarks> marks_;
   std::set<std::string> folders_;
-  std::vector<std::atomic<uint64_t>> missing_;  // bytes of data that a file waits for
-  std::vector<bool> fresh_;                     // files that were made in this run
+  std::vector<std::atomic<uint64_t>> missing_;  // bytes of data that a file waits for from here
+  std::vector<uint64_t> inodes_;                // of staged files that were there before, in their size; or 0
 
   ExecuteReport report_;                  // hashes: each by the worker that completed the file
   std::mutex mutex_;                      // of the rest of the report and of what follows
@@ -130,22 +117,31 @@ class Execution::Worker {
 
   void Work() {
     for (Op op; turn_.Next(op);) {
-      if (execution_.IsDone(turn_.op(), op)) {
-        Skip(op, execution_.journal_->OverflowsOf(turn_.op()));
+      const std::optional<Box> needed =
+          NeededBox(execution_.plan_.parts[op.part], op.box, execution_.shares_, execution_.self());
+      if (!needed) continue;
+      if (execution_.journals_.IsDone(turn_.op(), op)) {
+        Skip(op, execution_.journals_.OverflowsOf(turn_.op()));
       } else {
-        Move(op);
+        Move(op, *needed);
       }
     }
   }
 
  private:
-  void Move(const Op& op);
+  void Move(const Op& op, const Box& needed);
   void Skip(const Op& op, uint64_t overflows);
   uint64_t Write(const Part& part, const Piece& target, const Box& common, const Box& step);
   using Operands = std::array<const std::byte*, kMaxOperands>;
   Operands ReadOperands(const Part& part, const Box& step, uint64_t& bytes_read);
   uint64_t WriteValues(const Part& part, const Box& step, const Operands& operands);
-  uint64_t WriteWindows(const Piece& target, Dtype from, const std::byte* dense, const RunCursor& runs);
+  struct Written {
+    uint64_t bytes = 0, overflows = 0;
+  };
+  Written WriteWindows(const Piece& target, Dtype from, const std::byte* dense, const RunCursor& runs);
+  uint64_t WriteSlice(const Piece& target, Dtype from, const std::byte* dense, const WindowCursor& window,
+                      uint64_t begin, uint64_t end);
+  bool CountsValues(const Part& part, const Box& op) const;
   bool Repeats(const Part& part, const Piece& target) const;
   uint64_t CompleteAll(const Part& part, const Box& op);
   void Complete(size_t file, uint64_t bytes);
@@ -158,13 +154,13 @@ class Execution::Worker {
   uint64_t overflows_ = 0;  // of the op in work
 };
 
-void Execution::Worker::Move(const Op& op) {
+void Execution::Worker::Move(const Op& op, const Box& needed) {
   const Part& part = execution_.plan_.parts[op.part];
   uint64_t read = 0, written = 0;
   overflows_ = 0;
   if (part.sources.empty())
-    std::memset(dense_.data(), 0, std::min(dense_size_, ElementCount(op.box.shape) * WidestItem(part)));
-  StepCursor steps(op.box, StepElements(part, dense_size_));
+    std::memset(dense_.data(), 0, std::min(dense_size_, ElementCount(needed.shape) * WidestItem(part)));
+  StepCursor steps(needed, StepElements(part, dense_size_));
   for (Box step; steps.Next(step);) {
     turn_.Check();
     read += reader_.Read(part, step, dense_.data());
@@ -176,6 +172,7 @@ void Execution::Worker::Move(const Op& op) {
     for (const Piece& target : part.targets)
       if (std::optional<Box> common = Intersect(target.box, step)) written += Write(part, target, *common, step);
   }
+  if (part.value && !CountsValues(part, op.box)) overflows_ = 0;
   {
     std::lock_guard lock(execution_.mutex_);
     execution_.report_.bytes_read += read;
@@ -196,14 +193,17 @@ void Execution::Worker::Skip(const Op& op, uint64_t overflows) {
     std::lock_guard lock(execution_.mutex_);
     execution_.overflows_[op.part] += overflows;
   }
-  turn_.Spared(CompleteAll(part, op.box));
+  const uint64_t bytes = CompleteAll(part, op.box);
+  turn_.Spared(bytes);
+  std::lock_guard lock(execution_.mutex_);
+  execution_.report_.bytes_staged += bytes;
 }
 
 // Counts the op's bytes in; returns how many they are.
 uint64_t Execution::Worker::CompleteAll(const Part& part, const Box& op) {
   uint64_t all = 0;
   for (const Piece& target : part.targets) {
-    const uint64_t bytes = BytesOf(part, target, op);
+    const uint64_t bytes = BytesOf(part, target, op, execution_.shares_, execution_.self());
     if (bytes > 0) Complete(target.file, bytes);
     all += bytes;
   }
@@ -214,9 +214,9 @@ uint64_t Execution::Worker::CompleteAll(const Part& part, const Box& op) {
 uint64_t Execution::Worker::Write(const Part& part, const Piece& target, const Box& common, const Box& step) {
   // Zeros are zeros in every dtype.
   const Dtype from = part.sources.empty() ? target.dtype : part.sources[0].dtype;
-  const uint64_t overflows = WriteWindows(target, from, dense_.data(), RunCursor(target, common, step));
-  if (overflows > 0 && !Repeats(part, target)) overflows_ += overflows;
-  return ElementCount(common.shape) * ItemSize(target.dtype);
+  const Written written = WriteWindows(target, from, dense_.data(), RunCursor(target, common, step));
+  if (written.overflows > 0 && !Repeats(part, target)) overflows_ += written.overflows;
+  return written.bytes;
 }
 
 // What of the operands goes with the step, one behind the other.
@@ -252,31 +252,54 @@ uint64_t Execution::Worker::WriteValues(const Part& part, const Box& step, const
     box.origin[0] = step.origin[0] - DomainOf(part).origin[0];
     std::optional<Box> common = Intersect(target.box, box);
     if (!common) continue;
-    WriteWindows(target, target.dtype, dense[target.output], RunCursor(target, *common, box));
-    written += ElementCount(common->shape) * ItemSize(target.dtype);
+    written += WriteWindows(target, target.dtype, dense[target.output], RunCursor(target, *common, box)).bytes;
   }
   return written;
 }
 
-// Returns how many finite values became infinite.
-uint64_t Execution::Worker::WriteWindows(const Piece& target, Dtype from, const std::byte* dense,
-                                         const RunCursor& runs) {
-  const uint64_t item = ItemSize(target.dtype), from_item = ItemSize(from);
-  std::shared_ptr<File> file = execution_.files_.Get(execution_.plan_.sources.size() + target.file);
-  uint64_t overflows = 0;
+// All outputs of a value op are made by every task that writes one of them; the first one's writer counts.
+bool Execution::Worker::CountsValues(const Part& part, const Box& op) const {
+  std::optional<uint32_t> first;
+  for (const Piece& target : part.targets)
+    ForEachWriter(part, target, op, execution_.shares_, [&](uint32_t task, uint64_t) { first = first.value_or(task); });
+  return first == execution_.self();
+}
+
+// What of it is to be written here.
+Execution::Worker::Written Execution::Worker::WriteWindows(const Piece& target, Dtype from, const std::byte* dense,
+                                                           const RunCursor& runs) {
+  const uint64_t item = ItemSize(target.dtype);
+  Written written;
   for (WindowCursor window(runs, kIoBuffer / item); window.Next();) {
-    const std::byte* bytes = dense + window.dense() * item;
-    if (from != target.dtype || !window.single()) {
-      window.ForEachRun([&](const ElementRun& run) {
-        overflows += Cast(from, target.dtype, dense + run.dense * from_item,
-                          bounce_.data() + (run.file - window.file()) * item, run.length);
-      });
-      bytes = bounce_.data();
-    }
-    const uint64_t offset = target.offset + window.file() * item, size = window.length() * item;
-    file->WriteAt(bytes, size, offset);
-    execution_.behind_.Wrote(target.file, offset, size);
+    const uint64_t offset = target.offset + window.file() * item;
+    execution_.shares_.ForEachSlice(target.file, offset, offset + window.length() * item,
+                                    [&](uint32_t task, uint64_t begin, uint64_t end) {
+                                      if (task != execution_.self()) return;
+                                      written.overflows += WriteSlice(target, from, dense, window, begin, end);
+                                      written.bytes += end - begin;
+                                    });
   }
+  return written;
+}
+
+// Bytes [begin, end) of the file, which lie in the window. Returns how many finite values became infinite.
+uint64_t Execution::Worker::WriteSlice(const Piece& target, Dtype from, const std::byte* dense,
+                                       const WindowCursor& window, uint64_t begin, uint64_t end) {
+  const uint64_t item = ItemSize(target.dtype), from_item = ItemSize(from);
+  const uint64_t first = (begin - target.offset) / item, last = (end - target.offset) / item;
+  const std::byte* bytes = dense + (window.dense() + first - window.file()) * item;
+  uint64_t overflows = 0;
+  if (from != target.dtype || !window.single()) {
+    window.ForEachRun([&](const ElementRun& run) {
+      const uint64_t low = std::max(run.file, first), high = std::min(run.file + run.length, last);
+      if (low >= high) return;
+      overflows += Cast(from, target.dtype, dense + (run.dense + low - run.file) * from_item,
+                        bounce_.data() + (low - first) * item, high - low);
+    });
+    bytes = bounce_.data();
+  }
+  execution_.files_.Get(execution_.plan_.sources.size() + target.file)->WriteAt(bytes, end - begin, begin);
+  execution_.behind_.Wrote(target.file, begin, end - begin);
   return overflows;
 }
 
@@ -309,22 +332,26 @@ Execution::Execution(const Plan& plan, const std::string& staging, Io& io, const
              }),
       behind_(files_, plan.sources.size(), plan.files),
       overlapping_(AnySourcesOverlap(plan.parts)),
+      journals_(plan, io, options.journal, options.task),
+      journal_(journals_.own()),
+      shares_(journals_.shares()),
       missing_(plan.files.size()),
-      fresh_(plan.files.size(), true) {
-  if (!options.journal.empty()) journal_ = OpenJournal(plan, io, options.journal);
+      inodes_(plan.files.size()) {
   report_.hashes.resize(plan.files.size());
   for (const Part& part : plan.parts) {
     CheckPart(part);
-    for (const Piece& target : part.targets)
-      missing_[target.file] += ElementCount(target.box.shape) * ItemSize(target.dtype);
+    for (const Piece& target : part.targets) missing_[target.file] += BytesOf(target, shares_, self());
   }
 }
 
 ExecuteReport Execution::Perform() {
   MakeFolders();
+  CheckFiles();
   MakeFiles();
   if (journal_) marks_.emplace(io_, staging_, *journal_);
-  OpQueue(plan_.parts, options_).Run(limit_.workers, [this](Turn& turn) { Worker(*this, turn).Work(); });
+  OpQueue(plan_.parts, MissingBytes(), options_).Run(limit_.workers, [this](Turn& turn) {
+    Worker(*this, turn).Work();
+  });
   if (marks_) marks_->Stop();
   CheckUnchanged(io_, plan_.sources);
   SyncAll();
@@ -332,47 +359,57 @@ ExecuteReport Execution::Perform() {
   return std::move(report_);
 }
 
+uint64_t Execution::MissingBytes() const { return std::accumulate(missing_.begin(), missing_.end(), uint64_t{0}); }
+
 void Execution::MakeFolders() {
   for (const FileLayout& file : plan_.files) AddFolders(file.path, folders_);
   for (const std::string& folder : folders_) io_.MakeDirectories(JoinPath(staging_, folder));
 }
 
+// What earlier runs left of the files.
+void Execution::CheckFiles() {
+  if (!journal_) return;
+  for (size_t file = 0; file < plan_.files.size(); ++file) {
+    const std::optional<FileInfo> info = io_.Stat(StagedPath(file));
+    if (info && info->size == plan_.files[file].size) inodes_[file] = info->inode;
+  }
+  journals_.Check(inodes_);
+}
+
 void Execution::MakeFiles() {
-  for (size_t file = 0; file < plan_.files.size(); ++file) MakeFile(file);
+  for (size_t file = 0; file < plan_.files.size(); ++file)
+    if (shares_.Has(self(), file)) MakeFile(file);
   Buffer buffer(kIoBuffer);
   for (size_t file = 0; file < plan_.files.size(); ++file)
-    if (missing_[file] == 0) Hash(file, buffer.data(), nullptr);
+    if (shares_.Has(self(), file) && missing_[file] == 0) Hash(file, buffer.data(), nullptr);
 }
 
 void Execution::MakeFile(size_t file) {
   const FileLayout& layout = plan_.files[file];
-  const std::optional<FileInfo> before = journal_ ? io_.Stat(StagedPath(file)) : std::nullopt;
-  fresh_[file] = !before || before->size != layout.size || journal_->InodeOf(file) != before->inode;
-  if (journal_ && fresh_[file]) journal_->AddFile(file, 0);  // a new file may have the inode of the one that is gone
+  const bool fresh = journal_ && (inodes_[file] == 0 || journal_->InodeOf(file) != inodes_[file]);
+  if (fresh) journal_->AddFile(file, 0);  // a new file may have the inode of the one that is gone
   std::shared_ptr<File> open = files_.Get(plan_.sources.size() + file);
   CheckStop(options_);
   open->Truncate(layout.size);
   for (const Literal& literal : layout.literals) {
-    open->WriteAt(literal.bytes.data(), literal.bytes.size(), literal.offset);
-    behind_.Wrote(file, literal.offset, literal.bytes.size());
-    report_.bytes_written += literal.bytes.size();
+    auto write = [&](uint32_t task, uint64_t begin, uint64_t end) {
+      if (task != self()) return;
+      open->WriteAt(literal.bytes.data() + (begin - literal.offset), end - begin, begin);
+      behind_.Wrote(file, begin, end - begin);
+      report_.bytes_written += end - begin;
+    };
+    shares_.ForEachSlice(file, literal.offset, literal.offset + literal.bytes.size(), write);
   }
-  if (journal_ && fresh_[file]) journal_->AddFile(file, open->Info().inode);
+  if (fresh) journal_->AddFile(file, open->Info().inode);
 }
 
-bool Execution::IsDone(uint64_t number, const Op& op) const {
-  if (!journal_) return false;
-  const Part& part = plan_.parts[op.part];
-  return std::all_of(part.targets.begin(), part.targets.end(), [&](const Piece& target) {
-    return (!fresh_[target.file] && journal_->IsDone(number, target.file)) || BytesOf(part, target, op.box) == 0;
-  });
-}
-
-// Hashes a complete file through a buffer of kIoBuffer bytes.
+// Hashes a complete file through a buffer of kIoBuffer bytes. One that is cut is complete when all tasks have ended.
 void Execution::Hash(size_t file, std::byte* buffer, const Turn* turn) {
-  const std::optional<uint64_t> known = journal_ && !fresh_[file] ? journal_->HashOf(file) : std::nullopt;
-  report_.hashes[file] = known ? *known : HashOf(file, buffer, turn);
-  if (journal_ && !known) journal_->AddHash(file, report_.hashes[file]);
+  if (!shares_.IsCut(file)) {
+    const std::optional<uint64_t> known = journals_.HashOf(file);
+    report_.hashes[file] = known ? *known : HashOf(file, buffer, turn);
+    if (journal_ && !known) journal_->AddHash(file, report_.hashes[file]);
+  }
   behind_.Completed(file);
 }
 
@@ -394,6 +431,8 @@ void Execution::SyncAll() {
   behind_.ForgetRest();
   for (auto folder = folders_.rbegin(); folder != folders_.rend(); ++folder)
     io_.SyncDirectory(JoinPath(staging_, *folder));
+  // The other tasks' machines, and the one that publishes, believe what is marked.
+  if (journal_ && options_.task.count > 1) journal_->AddSynced(journal_->count());
 }
 
 void Execution::ReportOverflows() {
@@ -413,14 +452,7 @@ ExecuteReport Execute(const Plan& plan, const std::string& staging, Io& io, cons
 }
 
 uint64_t BytesStaged(const Plan& plan, Io& io, const std::string& path) {
-  if (!io.Stat(path)) return 0;
-  const std::unique_ptr<Journal> journal = OpenJournal(plan, io, path);
-  uint64_t number = 0, bytes = 0;
-  Op op;
-  for (OpCursor cursor(plan.parts); cursor.Next(op); ++number)
-    for (const Piece& target : plan.parts[op.part].targets)
-      if (journal->IsDone(number, target.file)) bytes += BytesOf(plan.parts[op.part], target, op.box);
-  return bytes;
+  return Journals(plan, io, path, {}).BytesDone();
 }
 
 uint64_t WorkerBytes(const Plan& plan, uint64_t dense_buffer) {

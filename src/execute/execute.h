@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "base/io.h"
+#include "execute/shares.h"
 #include "plan/plan.h"
 
 namespace reshard {
@@ -32,7 +33,8 @@ struct ExecuteOptions {
   const std::atomic<bool>* stop = nullptr;  // when it turns true, workers stop within a step and kCancelled is thrown
   Observer* observer = nullptr;
   bool drop_source_cache = false;  // posix_fadvise(DONTNEED) on source ranges once read
-  std::string journal;  // a file that says what is done (execute/journal.h), and goes on saying it; empty: none
+  std::string journal;  // a file that says what is done (execute/journals.h), and goes on saying it; empty: none
+  TaskOf task;          // of several that fill the same staging folder, each its share (execute/shares.h)
 };
 
 // Finite values that a cast made infinite.
@@ -44,11 +46,13 @@ struct Overflow {
 struct ExecuteReport {
   uint64_t bytes_read = 0;          // of source data
   uint64_t bytes_written = 0;       // of target data and literals
-  std::vector<uint64_t> hashes;     // XXH3 of each of plan.files
+  uint64_t bytes_staged = 0;        // of target data that was staged before
+  std::vector<uint64_t> hashes;     // XXH3 of each of plan.files; of one of several tasks, of those it writes alone
   std::vector<Overflow> overflows;  // in plan order; publishing is for the caller to decide
 };
 
-// With a journal, goes on where an earlier run of the same plan was stopped, in the same staging folder.
+// With a journal, goes on where an earlier run of the same plan was stopped, in the same staging folder. One of several
+// tasks writes its share only; once all have ended, a run alone finds everything done and hashes what is left.
 //
 // Makes every file of the plan below `staging` (folders too): size, literals, data; hashes each when it is complete and
 // syncs them all. Open files are a bounded cache that also works with `ulimit -n 64`. Write-back is started behind the
@@ -58,7 +62,7 @@ struct ExecuteReport {
 // journal knows what the staging folder holds.
 ExecuteReport Execute(const Plan& plan, const std::string& staging, Io& io, const ExecuteOptions& options);
 
-// Bytes of target data that the journal of a plan says are staged: at most what a run with it need not write again.
+// Bytes of target data that the journals of a plan say are staged: at most what a run with them need not write again.
 uint64_t BytesStaged(const Plan& plan, Io& io, const std::string& journal);
 
 // The bytes one worker needs beside its stack.

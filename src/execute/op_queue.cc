@@ -40,8 +40,8 @@ void Turn::Done(uint64_t bytes) {
   if (lock && std::chrono::steady_clock::now() - queue_.told_ >= kTellInterval) queue_.Tell();
 }
 
-OpQueue::OpQueue(const std::vector<Part>& parts, const ExecuteOptions& options)
-    : options_(options), bytes_total_(TargetBytes(parts)), cursor_(parts) {}
+OpQueue::OpQueue(const std::vector<Part>& parts, uint64_t bytes, const ExecuteOptions& options)
+    : options_(options), bytes_total_(bytes), cursor_(parts) {}
 
 void OpQueue::Tell() {
   options_.observer->OnProgress(bytes_done_, bytes_total_);

@@ -39,7 +39,8 @@ class Turn {
 
 class OpQueue {
  public:
-  OpQueue(const std::vector<Part>& parts, const ExecuteOptions& options);
+  // `bytes` of targets are to be done.
+  OpQueue(const std::vector<Part>& parts, uint64_t bytes, const ExecuteOptions& options);
 
   // Calls `work` on as many threads; it takes ops until there are none left. Where several ops fail, the error of the
   // first in plan order is thrown, whatever the number of workers: those before it are finished, those behind it given

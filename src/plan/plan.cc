@@ -56,6 +56,15 @@ bool OpCursor::Next(Op& op) {
 
 Box DomainOf(const Part& part) { return part.domain ? *part.domain : WholeBox(part.shape); }
 
+uint64_t SourceBytes(const Part& part, const Box& box) {
+  uint64_t bytes = 0;
+  for (const Piece& source : part.sources)
+    if (const std::optional<Box> common = Intersect(source.box, box))
+      bytes += ElementCount(common->shape) * ItemSize(source.dtype);
+  for (const Part& operand : part.operands) bytes += SourceBytes(operand, Scaled(box, part.shape, operand.shape));
+  return bytes;
+}
+
 uint64_t RowsWithin(const Part& part, uint64_t bytes) {
   const uint64_t columns = DomainOf(part).shape[1], tile = TileRows(*part.value);
   const uint64_t row = columns * WidestItem(part);

@@ -93,6 +93,9 @@ class OpCursor {
 // The most bytes that an element of the part takes on either side.
 uint32_t WidestItem(const Part& part);
 
+// Bytes of sources, operands too, that go with a box of a part.
+uint64_t SourceBytes(const Part& part, const Box& box);
+
 // The rows of a value part's domain, a multiple of its op's tile, of which sources and outputs have at most `bytes`
 // each; at least one tile.
 uint64_t RowsWithin(const Part& part, uint64_t bytes);

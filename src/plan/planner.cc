@@ -562,13 +562,6 @@ class Pairing {
   std::vector<std::string> problems_;
 };
 
-uint64_t BytesRead(const Part& part, const Box& box) {
-  uint64_t bytes = 0;
-  for (const Piece& piece : part.sources)
-    if (auto moved = Intersect(piece.box, box)) bytes += ElementCount(moved->shape) * ItemSize(piece.dtype);
-  return bytes;
-}
-
 }  // namespace
 
 Planned MakePlan(Io& io, const Checkpoint& source, const Kind& kind, const TargetOptions& options) {
@@ -589,11 +582,7 @@ PlanTotals TotalsOf(const Plan& plan) {
   PlanTotals totals;
   Op op;
   for (OpCursor cursor(plan.parts); cursor.Next(op);) ++totals.ops;
-  for (const Part& part : plan.parts) {
-    totals.bytes_read += BytesRead(part, DomainOf(part));
-    for (const Part& operand : part.operands)
-      totals.bytes_read += BytesRead(operand, Scaled(DomainOf(part), part.shape, operand.shape));
-  }
+  for (const Part& part : plan.parts) totals.bytes_read += SourceBytes(part, DomainOf(part));
   for (const FileLayout& file : plan.files) totals.bytes_written += file.size;
   return totals;
 }
