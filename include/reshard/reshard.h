@@ -81,6 +81,10 @@ struct ConvertOptions {
   // headers are what the plan says.
   bool take_foreign = false;
   TrtllmTarget trtllm;
+  // The work may be shared: by `tasks` processes, anywhere, each of which does one of the shares 0 to tasks - 1 and
+  // publishes nothing. A run without `task`, after they have all ended, finds the data there and publishes.
+  uint32_t tasks = 1;            // at most 4096
+  std::optional<uint32_t> task;  // the share of this process; nothing: all, and publish
   RunOptions run;
 };
 
@@ -96,7 +100,9 @@ struct PlanReport {
   std::string target, target_kind, target_format;
   uint64_t parameters = 0, source_bytes = 0;
   std::vector<NamedSize> files;  // of the target, in the order of publication
+  // Of all tasks together, but for the memory: what two of them need of a source, both read.
   uint64_t ops = 0, bytes_read = 0, bytes_written = 0, peak_memory = 0;
+  uint32_t tasks = 1;
   std::vector<std::string> copied, left, notes;
   std::vector<std::string> obstacles;  // why Run would fail as things are now: what the target holds, space
 };
@@ -116,9 +122,21 @@ struct ConvertReport {
   bool already_complete = false;
   bool verified = false;  // compared with the source, as ConvertOptions::verify asks
   uint64_t bytes_read = 0, bytes_written = 0, files = 0;
+  uint64_t bytes_staged = 0;                                // of the target's data, by an earlier run or by tasks
   std::vector<std::pair<std::string, uint64_t>> overflows;  // tensor, finite values that became infinite
   std::vector<std::string> notes;                           // what of an earlier run was of no use any more
 };
+
+// How far one of several processes is with a conversion: what its file <target>/.reshard/<plan id>/progress.<k>-of-<n>
+// says, which is written every two seconds.
+struct TaskProgress {
+  uint32_t task = 0, tasks = 1;
+  uint64_t done = 0, total = 0;  // bytes of its share that were not there before
+  double seconds = 0;            // since it began
+  int64_t time = 0;              // when it was written, in seconds since 1970
+};
+// Of all processes of the conversion that a target folder stages; empty where there is none.
+std::vector<TaskProgress> ReadProgress(const std::string& target);
 
 // An opened source and the plan for its target. The constructor reads headers only and touches nothing.
 class Conversion {
@@ -127,8 +145,8 @@ class Conversion {
   ~Conversion();
   const PlanReport& plan() const;
   void ForEachPart(const std::function<void(const PartReport&)>& tell) const;  // in the order of the plan
-  // Claims the target, moves the data, publishes. See DESIGN: at every instant the target is the old checkpoint, has no
-  // marker, or is the new one.
+  // Claims the target, moves the data, publishes; with a `task`, moves its share. See DESIGN: at every instant the
+  // target is the old checkpoint, has no marker, or is the new one.
   ConvertReport Run();
 
  private:

@@ -12,6 +12,7 @@
 #include "base/text.h"
 #include "execute/compare.h"
 #include "execute/execute.h"
+#include "execute/op_bytes.h"
 #include "execute/publish.h"
 #include "models/kinds/kind.h"
 #include "plan/planner.h"
@@ -121,6 +122,7 @@ struct Conversion::State {
     CheckNames();
     execute = FitWorkers(options.run, [&](uint64_t dense) { return WorkerBytes(planned.plan, dense); });
     execute.drop_source_cache = ExceedHalfOfRam(planned.plan.sources);
+    if (options.task) execute.task = {*options.task, options.tasks};
     Describe(kind);
     FindObstacles();
   }
@@ -161,7 +163,8 @@ struct Conversion::State {
       report.source_bytes += ElementCount(tensor.shape) * ItemSize(tensor.dtype);
     for (const FileLayout& file : plan.files) report.files.push_back({file.path, file.size});
     report.ops = totals.ops;
-    report.bytes_read = totals.bytes_read;
+    report.bytes_read = options.tasks == 1 ? totals.bytes_read : BytesRead(plan, Shares(plan.files, options.tasks));
+    report.tasks = options.tasks;
     report.bytes_written = totals.bytes_written;
     // What is resident now varies by some pages from run to run, and what is planned must not.
     report.peak_memory =
@@ -218,9 +221,10 @@ struct Conversion::State {
   ExecuteReport Move(Io& through, const std::string& folder, const std::string& journal) {
     CheckCutRows();
     CallbackObserver observer(options.run, "converting");
+    ProgressFile file(observer, io, ProgressOf(TargetFolder(), execute.task), execute.task);
     ExecuteOptions with = execute;
     with.journal = journal;
-    with.observer = &observer;
+    with.observer = journal.empty() ? static_cast<Observer*>(&observer) : &file;
     return Execute(planned.plan, folder, through, with);
   }
 
@@ -346,7 +350,12 @@ struct Conversion::State {
   }
 
   ConvertReport ReportOf(const ExecuteReport& done) const {
-    ConvertReport result{false, options.verify, done.bytes_read, done.bytes_written, planned.plan.files.size(), {}};
+    ConvertReport result;
+    result.verified = options.verify && !options.task;
+    result.bytes_read = done.bytes_read;
+    result.bytes_written = done.bytes_written;
+    result.bytes_staged = done.bytes_staged;
+    result.files = planned.plan.files.size();
     for (const Overflow& overflow : done.overflows) result.overflows.emplace_back(overflow.tensor, overflow.count);
     return result;
   }
@@ -355,7 +364,7 @@ struct Conversion::State {
   ConvertReport Discard() {
     std::unique_ptr<Io> discarding = DiscardingIo(io);
     std::unique_ptr<Stage> stage = Claim(io, TargetFolder());
-    if (!stage) return {true, false, 0, 0, 0, {}};
+    if (!stage) return {.already_complete = true};
     ExecuteReport done = OrDiscard(*stage, [&] { return Move(*discarding, stage->folder(), ""); });
     stage->Discard();
     return ReportOf(done);
@@ -413,13 +422,25 @@ struct Conversion::State {
 
   // What is to be said of a target that was complete before.
   ConvertReport Complete() {
-    if (options.verify) VerifyFiles(options.output, "move them away and run again");
-    return {true, options.verify, 0, 0, planned.plan.files.size(), {}};
+    if (options.verify && !options.task) VerifyFiles(options.output, "move them away and run again");
+    return {.already_complete = true, .verified = options.verify, .files = planned.plan.files.size()};
+  }
+
+  // Its share, for a run that publishes to find.
+  ConvertReport RunTask() {
+    if (options.again) ForgetReceipt(io, options.output);
+    const std::unique_ptr<Seat> seat = Join(io, TargetFolder(), execute.task);
+    if (!seat) return Complete();
+    CheckSpace();
+    ConvertReport result = ReportOf(Move(io, seat->folder(), JournalOf(TargetFolder())));
+    result.notes = seat->superseded();
+    return result;
   }
 
   ConvertReport Run() {
     if (options.discard) return Discard();
     if (options.take_foreign && IsThereFromAnother()) return Complete();
+    if (options.task) return RunTask();
     if (options.again) ForgetReceipt(io, options.output);
     std::unique_ptr<Stage> stage = Claim(io, TargetFolder());
     std::optional<ExecuteReport> done;

@@ -3,6 +3,7 @@
 
 #include <chrono>
 
+#include "base/io.h"
 #include "execute/execute.h"
 #include "reshard/reshard.h"
 
@@ -21,6 +22,24 @@ class CallbackObserver : public Observer {
   const RunOptions& options_;
   const char* doing_;
   Clock::time_point start_ = Clock::now();
+};
+
+// Passes on what it is told, and writes it into a file now and then (see TaskProgress). A file that cannot be written
+// is no reason to stop.
+class ProgressFile : public Observer {
+ public:
+  ProgressFile(Observer& next, Io& io, std::string path, TaskOf task)
+      : next_(next), io_(io), path_(std::move(path)), task_(task) {}
+  void OnProgress(uint64_t done, uint64_t total) override;
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  Observer& next_;
+  Io& io_;
+  const std::string path_;
+  const TaskOf task_;
+  const Clock::time_point start_ = Clock::now();
+  Clock::time_point written_ = start_;
 };
 
 }  // namespace reshard

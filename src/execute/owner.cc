@@ -25,11 +25,15 @@ namespace {
 constexpr std::chrono::seconds kHeartbeat{10};
 constexpr int64_t kSilentNs = int64_t{60} * 1'000'000'000;
 constexpr int kAttempts = 100;  // each fails only where another run claims or releases at the same instant
+// For owners that pass through, one after the other, or for one of them to be known dead.
+constexpr auto kMostWait = std::chrono::minutes(3);
+constexpr auto kWaitStep = std::chrono::milliseconds(20);
 constexpr uint64_t kMaxOwnerBytes = 64 * kKiB;
 
 struct Owner {
   std::string token, host, boot, pid_namespace, start;
   int64_t pid = 0;
+  bool passing = false;
   int64_t touched_ns = 0;  // the file's mtime
 };
 
@@ -84,11 +88,11 @@ std::string NewToken() {
   return Hex(uint64_t{random()} << 32 | random());
 }
 
-std::string TextOf(const std::string& token) {
+std::string TextOf(const std::string& token, bool passing) {
   const Owner self = Self();
-  const Json record = {{"token", token},    {"host", self.host},
-                       {"boot", self.boot}, {"pid_namespace", self.pid_namespace},
-                       {"pid", self.pid},   {"start", self.start}};
+  const Json record = {
+      {"token", token},  {"host", self.host},   {"boot", self.boot}, {"pid_namespace", self.pid_namespace},
+      {"pid", self.pid}, {"start", self.start}, {"passing", passing}};
   return record.dump(2) + "\n";
 }
 
@@ -105,6 +109,7 @@ std::optional<Owner> ReadOwner(Io& io, const std::string& path) {
     owner.pid_namespace = record.at("pid_namespace").get<std::string>();
     owner.start = record.at("start").get<std::string>();
     owner.pid = record.at("pid").get<int64_t>();
+    owner.passing = record.value("passing", false);
     owner.touched_ns = info->mtime_ns;
     return owner;
   } catch (const Json::exception&) {
@@ -133,13 +138,14 @@ Chain ReadChain(Io& io, const std::string& folder) {
   return chain;
 }
 
-void RefuseIfAlive(const Chain& chain, const std::string& folder, int64_t now_ns) {
-  if (!chain.last || !IsAlive(*chain.last, now_ns)) return;
-  throw Error(
-      Code::kAlreadyExists,
-      fmt::format("another run owns it (process {} on host {}), expected no other; wait for it, or delete {} if "
-                  "it runs no longer",
-                  chain.last->pid, chain.last->host, chain.names.back()))
+bool HasLiveOwner(const Chain& chain, int64_t now_ns) { return chain.last && IsAlive(*chain.last, now_ns); }
+
+Error Owned(const Chain& chain, const std::string& folder) {
+  return Error(
+             Code::kAlreadyExists,
+             fmt::format("another run owns it (process {} on host {}), expected no other; wait for it, or delete {} if "
+                         "it runs no longer",
+                         chain.last->pid, chain.last->host, chain.names.back()))
       .At("claiming", folder);
 }
 
@@ -166,12 +172,21 @@ class Temporary {
 
 }  // namespace
 
-OwnerLock::OwnerLock(Io& io, std::string folder)
-    : io_(io), folder_(std::move(folder)), token_(NewToken()), text_(TextOf(token_)) {
-  for (int attempt = 0; attempt < kAttempts; ++attempt) {
-    if (!TryAcquire()) continue;
-    heartbeat_ = std::thread([this] { Beat(); });
-    return;
+OwnerLock::OwnerLock(Io& io, std::string folder, Stay stay)
+    : io_(io), folder_(std::move(folder)), token_(NewToken()), text_(TextOf(token_, stay == Stay::kPassing)) {
+  const auto deadline = std::chrono::steady_clock::now() + kMostWait;
+  for (int attempt = 0; attempt < kAttempts && std::chrono::steady_clock::now() < deadline;) {
+    switch (TryAcquire()) {
+      case Attempt::kDone:
+        heartbeat_ = std::thread([this] { Beat(); });
+        return;
+      case Attempt::kAgain:
+        ++attempt;
+        break;
+      case Attempt::kWait:
+        std::this_thread::sleep_for(kWaitStep);
+        break;
+    }
   }
   throw Error(Code::kIo, "other runs come and go too fast, expected to own it").At("claiming", folder_);
 }
@@ -183,7 +198,7 @@ OwnerLock::~OwnerLock() {
   }
 }
 
-bool OwnerLock::TryAcquire() {
+OwnerLock::Attempt OwnerLock::TryAcquire() {
   try {
     io_.MakeDirectories(folder_);
     const Temporary claim(io_, JoinPath(folder_, "claim." + token_));
@@ -191,20 +206,28 @@ bool OwnerLock::TryAcquire() {
     file_->WriteAt(text_.data(), text_.size(), 0);
     file_->Sync();
     Chain chain = ReadChain(io_, folder_);
-    RefuseIfAlive(chain, folder_, file_->Info().mtime_ns);
-    if (!io_.Link(claim.path(), JoinPath(folder_, chain.next))) return false;
+    if (HasLiveOwner(chain, file_->Info().mtime_ns)) {
+      if (chain.last->passing) return Attempt::kWait;
+      throw Owned(chain, folder_);
+    }
+    if (!io_.Link(claim.path(), JoinPath(folder_, chain.next))) return Attempt::kAgain;
     names_ = std::move(chain.names);
     names_.push_back(std::move(chain.next));
   } catch (const Error& error) {
     // A run that has just ended deleted the folder, or the claim as a leftover.
-    if (error.code() == Code::kNotFound) return false;
+    if (error.code() == Code::kNotFound) return Attempt::kAgain;
     throw;
   }
   // Meanwhile the chain may have been released and begun anew.
   Temporary made(io_, JoinPath(folder_, names_.back()));
-  if (!Held()) return false;
+  if (!Held()) return Attempt::kAgain;
   made.Keep();
-  return true;
+  return Attempt::kDone;
+}
+
+void OwnerLock::RefuseIfOwned(const std::string& folder) {
+  const Chain chain = ReadChain(io_, folder);
+  if (HasLiveOwner(chain, file_->Info().mtime_ns)) throw Owned(chain, folder);
 }
 
 bool OwnerLock::IsLeftover(const std::string& name) const {

@@ -8,6 +8,8 @@
 //   <folder>/owner.<its token>     the run that found it dead, and so on: the last of the chain owns the folder
 //   <folder>/claim.<token>         of a run that is just about to make one of these
 //
+// An owner may be passing through: it holds the folder for moments only, and others wait for it.
+//
 // Dead are: on this host, a process of another boot, and one whose pid is gone or belongs to a younger process;
 // elsewhere (another host, or a container with pids of its own), one that has not touched its file for 60 s by the file
 // system's own clock. A live lock touches its file every 10 s from a thread.
@@ -26,9 +28,15 @@ namespace reshard {
 
 class OwnerLock {
  public:
-  // Makes the folder too. kAlreadyExists, with host and pid, where a live run owns it: this process is one as well.
-  OwnerLock(Io& io, std::string folder);
+  enum class Stay { kLong, kPassing };
+
+  // Makes the folder too. kAlreadyExists, with host and pid, where a live run owns it and stays: this process is one as
+  // well.
+  OwnerLock(Io& io, std::string folder, Stay stay = Stay::kLong);
   ~OwnerLock();  // releases, and ignores failures: what is left then is a dead owner
+
+  // The error of the constructor where a live run owns another folder on the same file system.
+  void RefuseIfOwned(const std::string& folder);
 
   // False once another run has taken the folder over, which found this one silent for too long.
   bool Held();
@@ -43,7 +51,8 @@ class OwnerLock {
   bool IsLeftover(const std::string& name) const;
 
  private:
-  bool TryAcquire();
+  enum class Attempt { kDone, kAgain, kWait };
+  Attempt TryAcquire();
   void Beat();
   void StopHeartbeat();
 

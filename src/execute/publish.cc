@@ -24,6 +24,8 @@ constexpr char kExecuted[] = "executed";
 constexpr char kJournal[] = "journal";
 constexpr char kRequest[] = "request";
 constexpr char kPublishing[] = "publishing";
+constexpr char kTask[] = "task.";
+constexpr char kProgress[] = "progress.";
 constexpr uint64_t kMaxRecordBytes = 64 * kMiB;
 
 struct Places {
@@ -41,6 +43,7 @@ struct SizedFile {
   uint64_t size = 0;
 };
 
+std::string NameOf(TaskOf task) { return fmt::format("{}-of-{}", task.number, task.count); }
 std::string TopEntry(const std::string& path) { return path.substr(0, path.find('/')); }
 std::string Parent(const std::string& path) { return std::filesystem::path(path).parent_path().string(); }
 
@@ -359,6 +362,39 @@ class MadeFolder {
   bool kept_ = false;
 };
 
+// Tasks that are at work in the target, but for those that may be there together with `joining`.
+void RefuseTasks(Io& io, const Places& places, OwnerLock& lock, TaskOf joining) {
+  for (const std::string& plan : io.List(places.root)) {
+    if (!IsPlanId(plan)) continue;
+    const std::string folder = JoinPath(places.root, plan);
+    for (const std::string& name : io.List(folder)) {
+      const bool companion = joining.count > 1 && folder == places.plan && name != kTask + NameOf(joining) &&
+                             name.ends_with(fmt::format("-of-{}", joining.count));
+      if (name.starts_with(kTask) && !companion) lock.RefuseIfOwned(JoinPath(folder, name));
+    }
+  }
+}
+
+void WriteRequest(Io& io, const Places& places, const Target& target) {
+  io.MakeDirectories(places.files);
+  if (!io.Stat(JoinPath(places.plan, kRequest))) WriteRecord(io, places, target.request, places.plan, kRequest);
+}
+
+class TakenSeat : public Seat {
+ public:
+  TakenSeat(Io& io, const Places& places, TaskOf task, std::vector<std::string> superseded)
+      : folder_(places.files),
+        superseded_(std::move(superseded)),
+        lock_(io, JoinPath(places.plan, kTask + NameOf(task))) {}
+  const std::string& folder() const override { return folder_; }
+  const std::vector<std::string>& superseded() const override { return superseded_; }
+
+ private:
+  const std::string folder_;
+  const std::vector<std::string> superseded_;
+  OwnerLock lock_;
+};
+
 class ClaimedStage : public Stage {
  public:
   ClaimedStage(Io& io, Target target, std::unique_ptr<OwnerLock> lock, bool made_folder, std::optional<Json> executed,
@@ -370,8 +406,7 @@ class ClaimedStage : public Stage {
         made_folder_(made_folder),
         executed_(std::move(executed)),
         superseded_(std::move(superseded)) {
-    io_.MakeDirectories(places_.files);
-    if (!io_.Stat(JoinPath(places_.plan, kRequest))) WriteRecord(io_, places_, target_.request, places_.plan, kRequest);
+    WriteRequest(io_, places_, target_);
   }
 
   const std::string& folder() const override { return places_.files; }
@@ -428,6 +463,22 @@ class ClaimedStage : public Stage {
 
 std::string JournalOf(const Target& target) { return JoinPath(Places(target.folder, target.plan_id).plan, kJournal); }
 
+std::string ProgressOf(const Target& target, TaskOf task) {
+  return JoinPath(Places(target.folder, target.plan_id).plan, kProgress + NameOf(task));
+}
+
+std::vector<std::string> ProgressFiles(Io& io, const std::string& folder) {
+  std::vector<std::string> paths;
+  const std::string root = JoinPath(folder, kRoot);
+  if (!io.Stat(root)) return paths;
+  for (const std::string& plan : io.List(root)) {
+    if (!IsPlanId(plan)) continue;
+    for (const std::string& name : io.List(JoinPath(root, plan)))
+      if (name.starts_with(kProgress) && !name.ends_with(".tmp")) paths.push_back(JoinPath(JoinPath(root, plan), name));
+  }
+  return paths;
+}
+
 bool CheckTarget(Io& io, const Target& target) {
   const Places places(target.folder, target.plan_id);
   RefuseOddPlaces(io, places);
@@ -443,6 +494,7 @@ std::unique_ptr<Stage> Claim(Io& io, const Target& target) {
   const Places places(target.folder, target.plan_id);
   MadeFolder folder(io, target.folder), root(io, places.root);
   auto lock = std::make_unique<OwnerLock>(io, places.root);
+  RefuseTasks(io, places, *lock, {});
   RollForwardAll(io, target.folder);
   if (IsComplete(io, target)) {
     DeleteLeftovers(io, places, *lock, "");
@@ -458,6 +510,27 @@ std::unique_ptr<Stage> Claim(Io& io, const Target& target) {
                                               std::move(superseded));
   for (MadeFolder* made : {&folder, &root, &plan}) made->Keep();
   return stage;
+}
+
+std::unique_ptr<Seat> Join(Io& io, const Target& target, TaskOf task) {
+  if (!CheckTarget(io, target)) return nullptr;
+  const Places places(target.folder, target.plan_id);
+  MadeFolder folder(io, target.folder), root(io, places.root);
+  OwnerLock lock(io, places.root, OwnerLock::Stay::kPassing);
+  RefuseTasks(io, places, lock, task);
+  RollForwardAll(io, target.folder);
+  if (IsComplete(io, target)) {
+    DeleteLeftovers(io, places, lock, "");
+    return nullptr;
+  }
+  RefuseOldEntries(io, target);
+  std::vector<std::string> superseded = AllSuperseded(io, target, places);
+  DeleteLeftovers(io, places, lock, target.plan_id);
+  MadeFolder plan(io, places.plan, MadeFolder::Contents::kAll);
+  WriteRequest(io, places, target);
+  auto seat = std::make_unique<TakenSeat>(io, places, task, std::move(superseded));
+  for (MadeFolder* made : {&folder, &root, &plan}) made->Keep();
+  return seat;
 }
 
 void ForgetReceipt(Io& io, const std::string& folder) { io.RemoveAll(JoinPath(folder, kReceipt)); }

@@ -2,7 +2,9 @@
 //
 //   <target>/.reshard/owner                  who works on it, whatever the plan: host, pid, boot id (execute/owner.h)
 //   <target>/.reshard/<plan id>/files/...    the staged files
-//   <target>/.reshard/<plan id>/journal      what of them is done (execute/journal.h)
+//   <target>/.reshard/<plan id>/journal      what of them is done (execute/journals.h); of tasks, one each beside it
+//   <target>/.reshard/<plan id>/task.<k>-of-<n>/owner  a task that fills its share
+//   <target>/.reshard/<plan id>/progress.<k>-of-<n>    how far a run is, for those who ask
 //   <target>/.reshard/<plan id>/request      JSON: the options and sources of the plan, to say what changed
 //   <target>/.reshard/<plan id>/executed     JSON, written when all of them are complete and synced
 //   <target>/.reshard/<plan id>/publishing   JSON, written before the first rename: what is to be published
@@ -21,6 +23,7 @@
 
 #include "base/io.h"
 #include "base/json.h"
+#include "execute/shares.h"
 
 namespace reshard {
 
@@ -59,8 +62,21 @@ class Stage {
   virtual void Discard() = 0;
 };
 
-// Where the journal of the target's plan is.
+// A task's place in a claimed target: others of the same plan have theirs. Destruction gives it up and leaves the
+// folder as it is.
+class Seat {
+ public:
+  virtual ~Seat() = default;
+  virtual const std::string& folder() const = 0;  // for the staged files
+  virtual const std::vector<std::string>& superseded() const = 0;
+};
+
+// Where the journal of the target's plan is, and how far a run of it has come.
 std::string JournalOf(const Target& target);
+std::string ProgressOf(const Target& target, TaskOf task);
+
+// The progress files of all plans that a target folder stages; none where there is no such folder.
+std::vector<std::string> ProgressFiles(Io& io, const std::string& folder);
 
 // Whether there is something to do, as far as can be told without touching anything: false where Claim would say
 // "already complete". Errors are Claim's. A folder that a run has worked on is not looked into: what lies there may be
@@ -74,12 +90,17 @@ bool CheckTarget(Io& io, const Target& target);
 //   * it holds any entry other than `conversion-logs`, `.reshard`, `.reshard.json` and not `replace`: kAlreadyExists,
 //     names the entry and --override;
 //   * it is no folder, or its `.reshard` is not a folder or is reached through a link: kAlreadyExists;
-//   * another live run owns the target: kAlreadyExists, with host and pid. An owner that is dead (same host and boot:
+//   * another live run owns the target, or a task has its seat there: kAlreadyExists, with host and pid. An owner that
+//   is dead (same host and boot:
 //     no such process; same host, another boot; elsewhere: no heartbeat for 60 s) is taken over;
 //   * staging folders of other plans are deleted, that of this plan stays; anything else in `.reshard` is not ours, and
 //     stays, too.
 // A target folder that was made is gone again where claiming it fails.
 std::unique_ptr<Stage> Claim(Io& io, const Target& target);
+
+// Takes the seat of one of several tasks, after what Claim does; nullptr where it returns that. Live tasks of the same
+// plan, as many of them, are no obstacle; a live owner and any other task are. Only a claim can publish or discard.
+std::unique_ptr<Seat> Join(Io& io, const Target& target, TaskOf task);
 
 // Takes the receipt away, so that what the folder holds is no longer complete to anyone; no error if there is none.
 void ForgetReceipt(Io& io, const std::string& folder);
