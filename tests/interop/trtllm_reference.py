@@ -177,10 +177,11 @@ def config(settings, layout, dtype, version=12, quantization=Quantization()):
 
 def exporter_config(settings, layout, dtype, mapping):
     """config.json of NeMo's exporter as a dict: it has the sizes of the mapping at the top, and TensorRT-LLM's class that writes
-    it may add `mapping`."""
+    it may add `mapping`. Early releases name the class of a Llama as TensorRT-LLM spells it."""
     base, scaling = rope(settings)
     heads = settings["num_attention_heads"]
-    cfg = dict(architecture="LlamaForCausalLM", dtype=DTYPE_NAMES[dtype], num_hidden_layers=settings["num_hidden_layers"])
+    architecture = "LlamaForCausalLM" if mapping else "LLaMAForCausalLM"
+    cfg = dict(architecture=architecture, dtype=DTYPE_NAMES[dtype], num_hidden_layers=settings["num_hidden_layers"])
     cfg.update(num_attention_heads=heads, num_key_value_heads=settings["num_key_value_heads"])
     cfg.update(head_size=settings["hidden_size"] // heads, hidden_size=settings["hidden_size"])
     cfg.update(intermediate_size=settings["intermediate_size"], norm_epsilon=settings["rms_norm_eps"])

@@ -225,8 +225,9 @@ void AddCommonKeys(const Model& model, const TrtllmOptions& options, const Quant
 Model ModelFromTrtllmConfig(const Json& config, const std::string& path) {
   if (!config.is_object()) throw At(path, Code::kCorrupt, "no object at the top, expected one");
   const ConfigReader reader(config, path);
-  const std::string architecture = reader.String("architecture", "");
+  std::string architecture = reader.String("architecture", "");
   if (architecture.empty()) throw At(path, Code::kCorrupt, "'architecture' is missing, expected a class");
+  if (architecture == "LLaMAForCausalLM") architecture = "LlamaForCausalLM";  // of NeMo's exporter, in early releases
   RefuseQuantised(config, path);
   Json translated = {{"architectures", {architecture}}, {"sliding_window", nullptr}};
   for (const KeyPair& row : kKeys)
