@@ -42,7 +42,7 @@ struct RunOptions {
 struct SourceHints {
   std::string model_type;     // "llama", "qwen", or empty
   std::string hf_model_name;  // the template of what is no HuggingFace folder: a folder, or a name in the hub cache
-  std::optional<uint64_t> vocab_size;  // rows of a NeMo checkpoint's vocabulary without its padding
+  std::optional<uint64_t> vocab_size;  // rows of the vocabulary without its padding
 };
 
 // How a TensorRT-LLM checkpoint is cut and quantised. Nothing of it may be set for other targets.

@@ -208,10 +208,8 @@ struct Conversion::State {
     const ExecuteOptions within = FitWorkers(options.run, CompareWorkerBytes);
     for (const PartComparison& compared : Compare(planned.cut, planned.plan.sources, {}, io, within)) {
       if (compared.verdict != PartComparison::Verdict::kDiffers) continue;
-      throw Error(Code::kMismatch,
-                  fmt::format("the rows behind the vocabulary are not zero, expected padding: {}; give the vocabulary "
-                              "that the weights have, or correct model_config.yaml",
-                              source.padding_doubt))
+      throw Error(Code::kMismatch, fmt::format("the rows behind the vocabulary are not zero, expected padding: {}",
+                                               source.padding_doubt))
           .At("reading", options.input)
           .Tensor(planned.plan.source_tensors[planned.cut[compared.part].sources[0].tensor]);
     }
@@ -289,7 +287,7 @@ struct Conversion::State {
     const bool other_heads = open.kv_copies > 1;  // than the source's config says
     if (source.kind == kHuggingFace.name && !other_heads) again.template_path = options.input;
     again.kv_copies = 1;
-    if (!again.vocab_size) again.vocab_size = source.model.sizes['V'];
+    again.vocab_size = source.model.sizes['V'];
     Checkpoint staged = OpenCheckpoint(io, folder, options.to, again);
     VerifyReport verified = VerifyCheckpoints(source, staged, options.run, {.hyperparameters = false});
     if (verified.equal) return;

@@ -77,19 +77,20 @@ class Unpacker {
   // The rank's box of a row; it may reach beyond the row, into padding.
   Box ShareOf(const ModelRow& row) const {
     Box share = WholeBox(row.shape);
-    std::optional<uint8_t> axis = row.row->split.axis;
+    const Split& split = row.row->split;
+    if (split.unit == 'V') share.shape[split.axis] = rank_.vocab_rows;
+    std::optional<uint8_t> axis = split.axis;
     if (row.row->role == "embed") axis = rank_.embedding_axis;
-    if (!row.row->split.unit || !axis) return share;
+    if (!split.unit || !axis) return share;
     uint64_t& extent = share.shape[*axis];
     const Shard& shard = row.row->scope == Scope::kExpert ? rank_.expert_tensor : rank_.tensor;
     const uint64_t groups = model_.sizes['G'];
-    if (row.row->split.unit == 'G' && shard.count > groups) {  // ranks that share a group hold it each
+    if (split.unit == 'G' && shard.count > groups) {  // ranks that share a group hold it each
       extent /= groups;
       share.origin[*axis] = shard.index * groups / shard.count * extent;
       return share;
     }
-    if (row.row->split.unit == 'V' && *axis == row.row->split.axis) extent = rank_.vocab_rows;
-    extent /= shard.count;
+    extent = CeilDiv(extent, shard.count);  // what is not a vocabulary divides
     share.origin[*axis] = shard.index * extent;
     return share;
   }

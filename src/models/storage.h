@@ -29,14 +29,14 @@ struct Shard {
 // is no layer's, the first pipeline stage holds what comes before the layers and the last what comes behind them.
 struct Rank {
   Range layers, experts;
-  uint64_t vocab_rows = 0;     // rows of the vocabulary on all ranks together: V, or more where padded
+  uint64_t vocab_rows = 0;     // of a table that is not cut by rows: V, or more where padded
   bool stores_head = true;     // false where a tied model keeps the embedding only
   bool stacks_layers = false;  // one tensor for all layers, with a leading axis; else one for each, numbered
   uint64_t kv_copies = 1;      // of each group's key and value heads, one behind the other
   Shard tensor = {};           // of heads, query groups, ffn columns and vocabulary rows
   Shard expert_tensor = {};    // of the ffn columns of each expert
-  // The axis along which tensor ranks cut the embedding: 0 its rows, padded, 1 its columns; none: each holds it whole,
-  // without padding.
+  // The axis along which tensor ranks cut the embedding: 0 its rows, 1 its columns; none: each holds it whole. Rows
+  // that are cut are padded to a multiple of the ranks.
   std::optional<uint8_t> embedding_axis = 0;
 };
 

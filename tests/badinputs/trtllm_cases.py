@@ -319,6 +319,15 @@ def many_ranks(folder):
 
 
 @valid(GROUP, "trtllm", "--vocab_size=11")
+def vocabulary_padded(folder):
+    """`vocab_size: 16`, the stored rows, for 11, the rest zeros"""
+    named = tensors()
+    rows = {name: Tensor("BF16", (16, 16), named[name].data + b"\0" * 5 * 16 * 2)
+            for name in ("model.embed_tokens.weight", "lm_head.weight")}
+    write_trtllm(folder, config(vocab_size=16), {**named, **rows})
+
+
+@valid(GROUP, "trtllm", "--vocab_size=11")
 def config_of_the_nemo_exporter(folder):
     """flat config.json of NeMo's exporter, without `mapping`"""
     def change(settings):

@@ -55,6 +55,11 @@ def padded(t, parts):
     return torch.cat([t, torch.zeros(rows - t.shape[0], *t.shape[1:], dtype=t.dtype)])
 
 
+def with_rows(hf, rows):
+    """The model with zeros behind the vocabulary in its tables."""
+    return {name: padded(t, rows) if name in ("model.embed_tokens.weight", "lm_head.weight") else t for name, t in hf.items()}
+
+
 def groups_of_rank(c, t, tp, r):
     """The rows of keys or values that rank r holds: its share of the groups, or the one group of its queries."""
     G, D = c.num_key_value_heads, head_dim(c)
@@ -168,6 +173,28 @@ def config(settings, layout, dtype, version=12, quantization=Quantization()):
     if qwen and version >= 15:
         cfg.update(tie_word_embeddings=settings["tie_word_embeddings"])
     return cfg
+
+
+def exporter_config(settings, layout, dtype, mapping):
+    """config.json of NeMo's exporter as a dict: it has the sizes of the mapping at the top, and TensorRT-LLM's class that writes
+    it may add `mapping`. Early releases name the class of a Llama as TensorRT-LLM spells it."""
+    base, scaling = rope(settings)
+    heads = settings["num_attention_heads"]
+    architecture = "LlamaForCausalLM" if mapping else "LLaMAForCausalLM"
+    cfg = dict(architecture=architecture, dtype=DTYPE_NAMES[dtype], num_hidden_layers=settings["num_hidden_layers"])
+    cfg.update(num_attention_heads=heads, num_key_value_heads=settings["num_key_value_heads"])
+    cfg.update(head_size=settings["hidden_size"] // heads, hidden_size=settings["hidden_size"])
+    cfg.update(intermediate_size=settings["intermediate_size"], norm_epsilon=settings["rms_norm_eps"])
+    cfg.update(vocab_size=settings["vocab_size"])
+    cfg.update(position_embedding_type="rope_gpt_neox", max_position_embeddings=settings["max_position_embeddings"])
+    cfg.update(hidden_act="silu", use_parallel_embedding=layout.embedding_dim is not None)
+    cfg.update(embedding_sharding_dim=layout.embedding_dim or 0, share_embedding_table=layout.shared)
+    cfg.update(quantization=dict(quant_algo=None, kv_cache_quant_algo=None), bias=False)
+    cfg.update(apply_query_key_layer_scaling=False, rotary_pct=1.0, rotary_base=base, rotary_scaling=scaling, moe_num_experts=0)
+    cfg.update(moe_top_k=0, moe_normalization_mode=1, moe_tp_mode=2, logits_dtype="float32")
+    world = dict(world_size=layout.tp * layout.pp, tp_size=layout.tp, pp_size=layout.pp)
+    cfg.update(world)
+    return {**cfg, "mapping": {**world, "gpus_per_node": 8}} if mapping else cfg
 
 
 def config_text(cfg):

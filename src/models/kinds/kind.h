@@ -68,7 +68,7 @@ struct Checkpoint {
   std::vector<FileCopy> template_files;      // its tokenizer, licence and readme files
   std::vector<std::string> unsaid;           // hyper-parameters that the kind's config has no key for
   std::string vocabulary_doubt;              // why sizes['V'] may be too large; empty where it is sure
-  std::string padding_doubt;                 // why rows behind it may be no padding unless zero; empty where they are
+  std::string padding_doubt;                 // why rows behind it may be no padding unless zero, and what to do then
 };
 
 // How a TensorRT-LLM checkpoint is cut and quantised (docs/formats/trtllm.md).

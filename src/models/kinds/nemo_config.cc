@@ -204,7 +204,7 @@ uint64_t Vocabulary(const ConfigReader& reader, const NemoEmbedding& embedding, 
   if (const uint64_t padded = RoundUp(first.rows, multiple); stored_rows > padded)
     doubts.padding = fmt::format(
         "{} rows by {}, which make_vocab_size_divisible_by and tensor_model_parallel_size pad to {}, not to the {} of "
-        "the array",
+        "the array; give the vocabulary that the weights have, or correct model_config.yaml",
         first.rows, first.by, padded, stored_rows);
   return first.rows;
 }

@@ -81,17 +81,18 @@ class TrtllmReader {
     const TrtllmOptions cut = CutOfTrtllmConfig(checkpoint_.config, checkpoint_.config_path);
     checkpoint_.unsaid = {"sliding_window"};
     if (!checkpoint_.config.contains("tie_word_embeddings")) checkpoint_.unsaid.push_back("tie_word_embeddings");
-    if (!checkpoint_.config.contains("mapping")) checkpoint_.unsaid.push_back("vocabulary");
+    const uint64_t stored_rows = checkpoint_.model.sizes['V'];
     AskTemplate();
     if (cut.share_embedding) checkpoint_.model.tied = true;
-    if (!checkpoint_.config.contains("mapping")) ReadVocabulary();
-    checkpoint_.ranks = TrtllmRanks(checkpoint_.model, cut, checkpoint_.config_path);
+    ReadVocabulary(stored_rows);
+    checkpoint_.ranks = TrtllmRanks(checkpoint_.model, stored_rows, cut, checkpoint_.config_path);
   }
 
   // What the config has no key for comes from the template, which must be of the same model.
   void AskTemplate() {
     if (options_.template_path.empty()) return;
     const Model known = ReadTemplate(io_, options_, checkpoint_);
+    checkpoint_.model.sizes['V'] = std::min(checkpoint_.model.sizes['V'], known.sizes['V']);
     CheckTemplate(checkpoint_.model, known, checkpoint_.unsaid, checkpoint_.config_path);
     checkpoint_.model.tied = known.tied;
     checkpoint_.model.hyper.sliding_window = known.hyper.sliding_window;
@@ -99,17 +100,27 @@ class TrtllmReader {
     checkpoint_.model.hyper.initializer_range = known.hyper.initializer_range;
   }
 
-  // NeMo's exporter, whose configs have no `mapping`, counts padding in the vocabulary.
-  void ReadVocabulary() {
+  // A writer may have padded its tables before TensorRT-LLM does, and count that in the config's vocab_size: then only
+  // the template or the user knows the vocabulary.
+  void ReadVocabulary(uint64_t stored_rows) {
     uint64_t& rows = checkpoint_.model.sizes['V'];
-    if (options_.vocab_size) {
-      rows = *options_.vocab_size;
-    } else if (checkpoint_.template_path.empty()) {
+    const bool by_template = !checkpoint_.template_path.empty();
+    if (options_.vocab_size && (by_template ? *options_.vocab_size != rows : *options_.vocab_size > rows))
+      throw Error(Code::kMismatch,
+                  fmt::format("the vocabulary has {} rows by --vocab_size, expected {} {}; correct it or leave it out",
+                              *options_.vocab_size,
+                              by_template ? "as the template says:" : "at most as many as vocab_size counts:", rows))
+          .At("reading", checkpoint_.config_path);
+    rows = options_.vocab_size.value_or(rows);
+    if (!options_.vocab_size && !by_template && IsOfNemoExporter(checkpoint_.config))
       checkpoint_.vocabulary_doubt = fmt::format(
           "vocab_size {} may count padding in a config of NeMo's exporter, expected to be told how many rows are the "
           "vocabulary's; give --vocab_size or --hf_model_name",
           rows);
-    }
+    if (rows < stored_rows)
+      checkpoint_.padding_doubt =
+          fmt::format("{} rows by {}, {} by config.json; give the vocabulary that the weights have", rows,
+                      by_template ? "the template" : "--vocab_size", stored_rows);
   }
 
   void ListFiles() {
@@ -175,7 +186,7 @@ void CheckSharing(const Model& model, const TrtllmOptions& options, const std::s
 
 std::vector<Rank> RanksOf(const Model& model, const Checkpoint& source, const TargetOptions& options) {
   CheckSharing(model, options.trtllm, source.config_path);
-  return TrtllmRanks(model, options.trtllm, source.config_path);
+  return TrtllmRanks(model, model.sizes['V'], options.trtllm, source.config_path);
 }
 
 // A tensor whose bytes are known.

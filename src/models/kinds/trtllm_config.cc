@@ -61,7 +61,7 @@ void RefuseQuantised(const Json& config, const std::string& path) {
       fmt::format("the weights are quantised ({}), expected plain ones; convert the unquantised model", algorithm));
 }
 
-// `mapping`, which configs before 0.9 and of NeMo's exporter have at the top.
+// `mapping`, the keys of which lie at the top of configs before 0.9.
 const Json& MappingOf(const Json& config) {
   auto mapping = config.find("mapping");
   return mapping != config.end() && mapping->is_object() ? *mapping : config;
@@ -225,8 +225,9 @@ void AddCommonKeys(const Model& model, const TrtllmOptions& options, const Quant
 Model ModelFromTrtllmConfig(const Json& config, const std::string& path) {
   if (!config.is_object()) throw At(path, Code::kCorrupt, "no object at the top, expected one");
   const ConfigReader reader(config, path);
-  const std::string architecture = reader.String("architecture", "");
+  std::string architecture = reader.String("architecture", "");
   if (architecture.empty()) throw At(path, Code::kCorrupt, "'architecture' is missing, expected a class");
+  if (architecture == "LLaMAForCausalLM") architecture = "LlamaForCausalLM";  // of NeMo's exporter, in early releases
   RefuseQuantised(config, path);
   Json translated = {{"architectures", {architecture}}, {"sliding_window", nullptr}};
   for (const KeyPair& row : kKeys)
@@ -257,7 +258,11 @@ TrtllmOptions CutOfTrtllmConfig(const Json& config, const std::string& path) {
   return cut;
 }
 
-std::vector<Rank> TrtllmRanks(const Model& model, const TrtllmOptions& options, const std::string& path) {
+// Like those before 0.9 it has the keys of `mapping` at the top; TensorRT-LLM's class may add that, too.
+bool IsOfNemoExporter(const Json& config) { return !config.contains("mapping") || config.contains("tp_size"); }
+
+std::vector<Rank> TrtllmRanks(const Model& model, uint64_t vocab_rows, const TrtllmOptions& options,
+                              const std::string& path) {
   RefuseModel(model, path);
   const uint64_t layers = model.sizes['L'];
   std::vector<std::string> problems;
@@ -268,7 +273,7 @@ std::vector<Rank> TrtllmRanks(const Model& model, const TrtllmOptions& options, 
       Rank rank;
       rank.layers = {stage * layers / options.pp, (stage + 1) * layers / options.pp};
       rank.experts = {0, model.sizes['E']};
-      rank.vocab_rows = RoundUp(model.sizes['V'], options.tp);
+      rank.vocab_rows = vocab_rows;
       rank.stores_head = !options.share_embedding;
       rank.tensor = {shard, options.tp};
       rank.embedding_axis = options.parallel_embedding ? std::optional(options.embedding_axis) : std::nullopt;

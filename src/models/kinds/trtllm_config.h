@@ -14,14 +14,18 @@ namespace reshard {
 Model ModelFromTrtllmConfig(const Json& config, const std::string& path);
 TrtllmOptions CutOfTrtllmConfig(const Json& config, const std::string& path);
 
+// Whether NeMo's exporter wrote the config: its vocabulary counts the padding of NeMo's tables.
+bool IsOfNemoExporter(const Json& config);
+
 // The text that TensorRT-LLM's own conversion writes: 4 spaces, no newline at the end. `source`: what of the
 // weights is carried over as it is quantised. `hf_config`, a config.json of transformers or null, gives the order of
 // the rope scaling's keys. Errors: kUnsupported, rope scaling of a type that it does not know.
 std::string TrtllmConfigText(const Model& model, const TrtllmOptions& options, const QuantisedWeights& source,
                              Dtype dtype, const Json& hf_config, const std::string& path);
 
-// Ranks of a checkpoint that is cut so, tensor ranks fastest. Errors: kUnsupported (a family or biases that
-// TensorRT-LLM does not have), kMismatch (what does not divide).
-std::vector<Rank> TrtllmRanks(const Model& model, const TrtllmOptions& options, const std::string& path);
+// Ranks of a checkpoint that is cut so, tensor ranks fastest; `vocab_rows` as Rank has them. Errors: kUnsupported (a
+// family or biases that TensorRT-LLM does not have), kMismatch (what does not divide).
+std::vector<Rank> TrtllmRanks(const Model& model, uint64_t vocab_rows, const TrtllmOptions& options,
+                              const std::string& path);
 
 }  // namespace reshard
