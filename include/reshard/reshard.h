@@ -127,17 +127,6 @@ struct ConvertReport {
   std::vector<std::string> notes;                           // what of an earlier run was of no use any more
 };
 
-// How far one of several processes is with a conversion: what its file <target>/.reshard/<plan id>/progress.<k>-of-<n>
-// says, which is written every two seconds.
-struct TaskProgress {
-  uint32_t task = 0, tasks = 1;
-  uint64_t done = 0, total = 0;  // bytes of its share that were not there before
-  double seconds = 0;            // since it began
-  int64_t time = 0;              // when it was written, in seconds since 1970
-};
-// Of all processes of the conversion that a target folder stages; empty where there is none.
-std::vector<TaskProgress> ReadProgress(const std::string& target);
-
 // An opened source and the plan for its target. The constructor reads headers only and touches nothing.
 class Conversion {
  public:

@@ -24,8 +24,9 @@ class CallbackObserver : public Observer {
   Clock::time_point start_ = Clock::now();
 };
 
-// Passes on what it is told, and writes it into a file now and then (see TaskProgress). A file that cannot be written
-// is no reason to stop.
+// Passes on what it is told, and writes it into a file every two seconds and at the end, for `reshard status`: JSON
+// with "task", "tasks", "done" and "total" (bytes that were not there before), "seconds" since the pass began, and
+// "time", when it was written (Unix time). A file that cannot be written is no reason to stop.
 class ProgressFile : public Observer {
  public:
   ProgressFile(Observer& next, Io& io, std::string path, TaskOf task)

@@ -467,18 +467,6 @@ std::string ProgressOf(const Target& target, TaskOf task) {
   return JoinPath(Places(target.folder, target.plan_id).plan, kProgress + NameOf(task));
 }
 
-std::vector<std::string> ProgressFiles(Io& io, const std::string& folder) {
-  std::vector<std::string> paths;
-  const std::string root = JoinPath(folder, kRoot);
-  if (!io.Stat(root)) return paths;
-  for (const std::string& plan : io.List(root)) {
-    if (!IsPlanId(plan)) continue;
-    for (const std::string& name : io.List(JoinPath(root, plan)))
-      if (name.starts_with(kProgress) && !name.ends_with(".tmp")) paths.push_back(JoinPath(JoinPath(root, plan), name));
-  }
-  return paths;
-}
-
 bool CheckTarget(Io& io, const Target& target) {
   const Places places(target.folder, target.plan_id);
   RefuseOddPlaces(io, places);

@@ -4,7 +4,7 @@
 //   <target>/.reshard/<plan id>/files/...    the staged files
 //   <target>/.reshard/<plan id>/journal      what of them is done (execute/journals.h); of tasks, one each beside it
 //   <target>/.reshard/<plan id>/task.<k>-of-<n>/owner  a task that fills its share
-//   <target>/.reshard/<plan id>/progress.<k>-of-<n>    how far a run is, for those who ask
+//   <target>/.reshard/<plan id>/progress.<k>-of-<n>    JSON, written now and then: how far a run is (api/progress.h)
 //   <target>/.reshard/<plan id>/request      JSON: the options and sources of the plan, to say what changed
 //   <target>/.reshard/<plan id>/executed     JSON, written when all of them are complete and synced
 //   <target>/.reshard/<plan id>/publishing   JSON, written before the first rename: what is to be published
@@ -74,9 +74,6 @@ class Seat {
 // Where the journal of the target's plan is, and how far a run of it has come.
 std::string JournalOf(const Target& target);
 std::string ProgressOf(const Target& target, TaskOf task);
-
-// The progress files of all plans that a target folder stages; none where there is no such folder.
-std::vector<std::string> ProgressFiles(Io& io, const std::string& folder);
 
 // Whether there is something to do, as far as can be told without touching anything: false where Claim would say
 // "already complete". Errors are Claim's. A folder that a run has worked on is not looked into: what lies there may be
