@@ -11,7 +11,7 @@
 #include "execute/compare.h"
 #include "execute/op_queue.h"
 #include "execute/publish.h"
-#include "plan/planner.h"
+#include "plan/pair_up.h"
 
 namespace reshard {
 namespace {

@@ -10,7 +10,7 @@
 
 #include "base/error.h"
 #include "models/families/families.h"
-#include "plan/planner.h"
+#include "plan/pair_up.h"
 #include "tensor/testutil.h"
 
 namespace reshard {

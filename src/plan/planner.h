@@ -23,19 +23,6 @@ struct Planned {
 // tensors of different dtypes), kUnsupported (a dtype that cannot be cast, what the kind has no place for).
 Planned MakePlan(Io& io, const Checkpoint& source, const Kind& kind, const TargetOptions& options);
 
-// The parts that two checkpoints share, `a` as sources and `b` as targets, whole on both sides, and the names of
-// tensors that only one has. Padding rows of a vocabulary that only one side has are parts without sources, or without
-// targets: they must be zero, and so must what a side leaves out without being sure that it is padding. A head that one
-// side stores is compared with the embedding of a side that is tied.
-struct Paired {
-  std::vector<Part> parts;
-  std::vector<std::string> a_tensors, b_tensors;  // names by Piece::tensor
-  std::vector<std::string> missing, extra;        // tensors of a that b lacks; of b that a lacks; each once
-  std::vector<std::string> misshapen;             // "down, layer 0: [8, 12] in A, [8, 10] in B": parts of other shapes
-};
-// Errors: kMismatch where a stores a part twice and in two dtypes.
-Paired PairUp(const Checkpoint& a, const Checkpoint& b);
-
 // Problems of a plan, a line each: bytes of target files that nothing gives or two things give (or one thing twice),
 // pieces beyond a file's end or outside of their part or of no tensor, parts of which a target needs more than its
 // sources have, sources of a part in two dtypes. Takes nothing that the plan says on trust, and knows no model.
