@@ -194,7 +194,9 @@ Comparison::Comparison(const std::vector<Part>& parts, const std::vector<SourceF
 }
 
 std::vector<PartComparison> Comparison::Perform() {
-  OpQueue(parts_, TargetBytes(parts_), options_).Run(limit_.workers, [this](Turn& turn) { Worker(*this, turn).Work(); });
+  OpQueue(parts_, TargetBytes(parts_), options_).Run(limit_.workers, [this](Turn& turn) {
+    Worker(*this, turn).Work();
+  });
   for (const auto* files : {&a_files_, &b_files_}) CheckUnchanged(io_, *files);
   return std::move(results_);
 }
