@@ -46,6 +46,8 @@ std::optional<uint64_t> RankOfFile(std::string_view name) {
   return RankFile(rank) == name ? std::optional(rank) : std::nullopt;
 }
 
+bool Owns(std::string_view name) { return name == kConfig || RankOfFile(name); }
+
 bool Detect(Io& io, const std::string& folder) {
   for (const std::string& name : io.List(folder))
     if (RankOfFile(name)) return true;
@@ -449,6 +451,7 @@ const Kind kTrtllm = {
     .refuses = Refuses,
     .one_dtype = true,
     .markers = kMarkers,
+    .owns = Owns,
 };
 
 }  // namespace reshard
