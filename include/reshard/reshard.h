@@ -76,7 +76,7 @@ struct ConvertOptions {
   bool replace = false;           // --override
   bool verify = false;            // compare with the source before publishing
   bool discard = false;           // move the data but write none of it: for measuring
-  bool again = false;             // also where the target is complete already
+  bool again = false;             // also where the target is a checkpoint of this kind already, and nothing else
   // A TensorRT-LLM checkpoint that another program wrote is taken for complete where its config and all its ranks'
   // headers are what the plan says.
   bool take_foreign = false;
@@ -97,6 +97,7 @@ struct NamedSize {
 struct PlanReport {
   std::string id;
   std::string source, source_kind, source_format, family;
+  std::string hf_folder;  // the source or its template, with the tokenizer; empty where there is none
   std::string target, target_kind, target_format;
   uint64_t parameters = 0, source_bytes = 0;
   std::vector<NamedSize> files;  // of the target, in the order of publication

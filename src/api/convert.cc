@@ -155,6 +155,7 @@ struct Conversion::State {
     report.source_kind = source.kind;
     report.source_format = source.format;
     report.family = source.model.family->name;
+    report.hf_folder = source.kind == kHuggingFace.name ? options.input : open.template_path;
     report.target = options.output;
     report.target_kind = kind.name;
     report.target_format = kind.format;
@@ -190,9 +191,21 @@ struct Conversion::State {
   }
 
   Target TargetFolder() const {
-    Target folder{options.output, planned.plan.id, {}, options.replace, AllMarkers(), Request()};
+    const bool own = (options.again || options.take_foreign) && HoldsOneOfItsKind();
+    const bool replace = options.replace || (options.again && own);
+    Target folder{options.output, planned.plan.id, {}, replace, AllMarkers(), Request()};
     for (const FileLayout& file : planned.plan.files) folder.files.push_back(file.path);
+    if (own) folder.remedy = "it is of another request, and --no_trt_reuse_tmp_engine or --override makes it anew";
     return folder;
+  }
+
+  // Whether a checkpoint of the target's kind is there, whole or not, and nothing else.
+  bool HoldsOneOfItsKind() const {
+    const Kind& kind = KindByName(options.to);
+    if (!kind.owns || !io.Stat(options.output) || !kind.detect(io, options.output)) return false;
+    const std::vector<std::string> entries = io.List(options.output);
+    return std::all_of(entries.begin(), entries.end(),
+                       [&](const std::string& entry) { return IsOurs(entry) || kind.owns(entry); });
   }
 
   Json Request() const {
@@ -439,7 +452,7 @@ struct Conversion::State {
     if (options.discard) return Discard();
     if (options.take_foreign && IsThereFromAnother()) return Complete();
     if (options.task) return RunTask();
-    if (options.again) ForgetReceipt(io, options.output);
+    if (options.again && TargetFolder().replace) ForgetReceipt(io, options.output);
     std::unique_ptr<Stage> stage = Claim(io, TargetFolder());
     std::optional<ExecuteReport> done;
     if (stage && stage->executed() && !(done = Staged(*stage))) {

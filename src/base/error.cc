@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <set>
 
 namespace reshard {
 namespace {
@@ -81,6 +82,9 @@ void Error::Compose() {
 }
 
 Error Gathered(Code code, std::vector<std::string> problems) {
+  std::set<std::string> told;
+  auto repeated = [&](const std::string& problem) { return !told.insert(problem).second; };
+  problems.erase(std::remove_if(problems.begin(), problems.end(), repeated), problems.end());
   Error error(code, std::move(problems.front()));
   problems.erase(problems.begin());
   return error.Also(std::move(problems));

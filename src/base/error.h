@@ -61,7 +61,7 @@ class Error : public std::exception {
   std::vector<std::string> also_;
 };
 
-// Several problems as one error, of which the first is the message.
+// Several problems as one error, of which the first is the message; one that comes again is told once.
 Error Gathered(Code code, std::vector<std::string> problems);
 
 // The Error for a failed system call: ENOSPC and EDQUOT are kNoSpace, ENOENT kNotFound, ELOOP kCorrupt, EACCES, EPERM

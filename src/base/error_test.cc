@@ -79,6 +79,7 @@ TEST(Gathered, MakesTheFirstProblemTheMessage) {
   EXPECT_STREQ(one.what(), "a");
   EXPECT_EQ(three.code(), Code::kUnsupported);
   EXPECT_STREQ(three.what(), "a\n  b\n  c");
+  EXPECT_STREQ(Gathered(Code::kMismatch, {"a", "b", "a", "c", "b"}).what(), "a\n  b\n  c");
 }
 
 TEST(SystemError, TellsTheCodeFromTheErrorNumber) {

@@ -6,7 +6,6 @@
 
 #include <atomic>
 #include <csignal>
-#include <filesystem>
 #include <iterator>
 #include <new>
 
@@ -119,10 +118,12 @@ void TellDone(const Options& options, const PlanReport& plan, const ConvertRepor
 
 // Makes the engine of a checkpoint that is complete.
 void MakeEngine(const Options& options, const std::string& program, const PlanReport& plan, Log& log) {
-  BuildEngine({program, plan.target, options.engine, options.build});
-  const std::string from = plan.source_kind == "hf" ? options.convert.input : options.convert.hf_model_name;
+  {
+    Stoppable until_done;
+    BuildEngine({program, plan.target, options.engine, options.build, &stop});
+  }
   const std::vector<std::string> names =
-      std::filesystem::is_directory(from) ? CopyTokenizer(from, options.engine) : std::vector<std::string>();
+      plan.hf_folder.empty() ? std::vector<std::string>() : CopyTokenizer(plan.hf_folder, options.engine);
   if (names.empty()) log.Note(fmt::format("{} has no tokenizer: there was none to copy", options.engine));
   log.Done(fmt::format("built {}", options.engine), {{"event", "built"}, {"engine", options.engine}});
 }

@@ -4,6 +4,7 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <filesystem>
 #include <functional>
 #include <map>
 
@@ -252,6 +253,14 @@ const std::vector<OptionRow>& Table() {
       {"--per_token", "", kConvert, "", NeedsActivations("--per_token")},
       {"--calib_dataset", "NAME", kConvert, "", NeedsActivations("--calib_dataset")},
       {"--calib_size", "N", kConvert, "", NeedsActivations("--calib_size")},
+      {"--calib_batch_size", "N", kConvert, "", NeedsActivations("--calib_batch_size")},
+      {"--calib_max_seq_length", "N", kConvert, "", NeedsActivations("--calib_max_seq_length")},
+      {"--trt_prepare_args", "WORDS", kConvert, "",
+       [](Options&,
+          const std::string&
+              v) { throw Usage("--trt_prepare_args is '" + v + "', expected its words as options of convert itself"); }},
+      {"--load_by_shard", "", kConvert, "", Needless("--load_by_shard", "weights are streamed")},
+      {"--load_model_on_cpu", "", kConvert, "", Needless("--load_model_on_cpu", "nothing here uses a GPU")},
       {"--cpu_only", "", kConvert, "accepted; nothing here needs a GPU",
        Needless("--cpu-only", "nothing here uses a GPU")},
       {"--tmp_out_path", "PATH", kConvert, "accepted; there is no intermediate file",
@@ -270,7 +279,6 @@ constexpr const char* kLater[] = {
     "--run_after",
     "--config_dir",
     "--log_dir",
-    "--trt_prepare_args",
     "--time_min",
     "--reuse_code_exp",
     "--exclusive",
@@ -369,8 +377,13 @@ void SortWords(const std::vector<std::string>& words, const CommandRow& command,
     const BuildOption* known = command.bit == kConvert ? FindBuildOption(word.substr(0, word.find('='))) : nullptr;
     if (!known) RefuseUnknown(word, command);
     options.build.push_back(word);
-    if (known->takes_value && word.find('=') == std::string::npos && i + 1 < words.size())
-      options.build.push_back(words[++i]);
+    const bool has_value = word.find('=') != std::string::npos;
+    if (has_value && !known->takes_value)
+      throw Usage(fmt::format("{0} was given a value, expected {0} alone", known->name));
+    if (has_value || !known->takes_value) continue;
+    if (i + 1 == words.size() || words[i + 1].starts_with("--"))
+      throw Usage(fmt::format("there is no value behind {0}, expected {0}=VALUE", word));
+    options.build.push_back(words[++i]);
   }
 }
 
@@ -383,10 +396,12 @@ void SettleEngine(Options& options) {
   }
   std::string& output = options.convert.output;
   while (output.size() > 1 && output.back() == '/') output.pop_back();
+  if (const std::string name = std::filesystem::path(output).filename(); name.empty() || name == "." || name == "..")
+    throw Usage("OUT is '" + output + "', expected a folder by its name: the checkpoint goes to OUT-tmp beside it");
   options.engine = output;
   output += "-tmp";
   options.convert.take_foreign = options.reuse_checkpoint;
-  if (!options.reuse_checkpoint) options.convert.again = options.convert.replace = true;
+  options.convert.again = !options.reuse_checkpoint;
 }
 
 // Its layout cannot be left to trtllm-build.

@@ -47,8 +47,6 @@ std::string NameOf(TaskOf task) { return fmt::format("{}-of-{}", task.number, ta
 std::string TopEntry(const std::string& path) { return path.substr(0, path.find('/')); }
 std::string Parent(const std::string& path) { return std::filesystem::path(path).parent_path().string(); }
 
-bool IsOurs(const std::string& entry) { return entry == kRoot || entry == kReceipt || entry == kLogs; }
-
 // The form of Plan::id.
 bool IsPlanId(const std::string& name) {
   return name.size() == 16 && name.find_first_not_of("0123456789abcdef") == std::string::npos;
@@ -259,10 +257,7 @@ void RefuseOldEntries(Io& io, const Target& target) {
   if (target.replace || !io.Stat(target.folder)) return;
   for (const std::string& entry : io.List(target.folder)) {
     if (IsOurs(entry)) continue;
-    throw Error(Code::kAlreadyExists,
-                fmt::format("found '{}', expected an empty folder; choose another one, or replace "
-                            "what is there with --override",
-                            entry))
+    throw Error(Code::kAlreadyExists, fmt::format("found '{}', expected an empty folder; {}", entry, target.remedy))
         .At("writing", target.folder);
   }
 }
@@ -460,6 +455,8 @@ class ClaimedStage : public Stage {
 };
 
 }  // namespace
+
+bool IsOurs(const std::string& entry) { return entry == kRoot || entry == kReceipt || entry == kLogs; }
 
 std::string JournalOf(const Target& target) { return JoinPath(Places(target.folder, target.plan_id).plan, kJournal); }
 

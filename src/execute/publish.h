@@ -36,6 +36,8 @@ struct Target {
   // old entries that contain one are moved away first.
   std::vector<std::string> markers;
   Json request;  // two objects, "options" and "sources", whose entries tell two plans apart
+  // What to do where it holds something and not `replace`; the end of the message.
+  std::string remedy = "choose another one, or replace what is there with --override";
 };
 
 // A claimed target. Destruction releases the claim and leaves the folder as it is.
@@ -70,6 +72,9 @@ class Seat {
   virtual const std::string& folder() const = 0;  // for the staged files
   virtual const std::vector<std::string>& superseded() const = 0;
 };
+
+// Whether an entry of a target is ours: what we keep of our work, or logs.
+bool IsOurs(const std::string& entry);
 
 // Where the journal of the target's plan is, and how far a run of it has come.
 std::string JournalOf(const Target& target);

@@ -2,6 +2,7 @@
 // those of NeMo-Skills' `ns convert`.
 #pragma once
 
+#include <atomic>
 #include <span>
 #include <string>
 #include <string_view>
@@ -22,16 +23,18 @@ std::string FindTrtllmBuild();
 struct EngineBuild {
   std::string program;  // of FindTrtllmBuild
   std::string checkpoint, engine;
-  std::vector<std::string> extra;  // words for trtllm-build, which override what is passed by default
+  std::vector<std::string> extra;           // words for trtllm-build, which override what is passed by default
+  const std::atomic<bool>* stop = nullptr;  // when it turns true, the program is ended (SIGTERM); not owned
 };
 
 // What the program is called with; the checkpoint, which is there, says the dtype of the attention plugin.
 std::vector<std::string> BuildArguments(const EngineBuild& build);
 
-// Runs it to its end; what it prints goes to stderr. Errors: kIo where it fails or cannot be run.
+// Runs it to its end; what it prints goes to stderr. Errors: kIo where it fails, cannot be run, or has not written an
+// engine for every rank, whatever it says; kCancelled.
 void BuildEngine(const EngineBuild& build);
 
-// Refuses an engine folder that is `input`, or holds anything while not `replace`.
+// Refuses an engine folder that is `input`, or holds anything but logs while not `replace`.
 void CheckEngineFolder(const std::string& engine, const std::string& input, bool replace);
 
 // Copies tokenizer* of a folder beside the engine; returns the names.

@@ -396,7 +396,8 @@ std::vector<std::string> Indivisible(const Model& model, const Rank& rank) {
   for (const Divided& row : all)
     if (row.size % row.ranks != 0) problems.push_back(fmt::format("{} {} by {} ranks", row.size, row.what, row.ranks));
   if (groups < rank.tensor.count && rank.tensor.count % groups != 0)
-    problems.push_back(fmt::format("{} ranks by {} query groups, which they replicate", rank.tensor.count, groups));
+    problems.push_back(
+        fmt::format("{} query groups copied to {} ranks, no multiple of them", groups, rank.tensor.count));
   return problems;
 }
 

@@ -52,6 +52,13 @@ def rank_missing(folder):
     (folder / "rank2.safetensors").unlink()
 
 
+@broken(4, r"config\.json", r"TensorRT-LLM", r"rank")
+def no_rank(folder):
+    """config.json alone: the ranks were not copied"""
+    for rank in range(4):
+        (folder / f"rank{rank}.safetensors").unlink()
+
+
 @broken(6, r"rank4\.safetensors", r"\b4\b")
 def rank_left_over(folder):
     """file of a rank beyond the world size, left from another run"""
@@ -187,6 +194,60 @@ def bias_unexpected(folder):
     edit_rank(folder, 3, lambda named: named.update({"transformer.layers.0.mlp.fc.bias": Tensor("BF16", (12,), b"\0" * 24)}))
 
 
+@broken(4, r"config\.json", r"mapping", r"object")
+def mapping_no_object(folder):
+    """`mapping` that is no object"""
+    edit_config(folder, lambda settings: settings.update(mapping=[2, 2]))
+
+
+@broken(4, r"config\.json", r"quantization", r"object")
+def quantisation_no_object(folder):
+    """`quantization` that is a text: it is not taken for none"""
+    edit_config(folder, lambda settings: settings.update(quantization="FP8"))
+
+
+@broken(4, r"config\.json", r"norm_epsilon", r"missing")
+def epsilon_missing(folder):
+    """no `norm_epsilon`: the programs that read it have different defaults"""
+    edit_config(folder, lambda settings: settings.pop("norm_epsilon"))
+
+
+@broken(4, r"config\.json", r"vocab_size", r"missing")
+def vocabulary_missing(folder):
+    """no `vocab_size`"""
+    edit_config(folder, lambda settings: settings.pop("vocab_size"))
+
+
+@broken(4, r"config\.json", r"norm_epsilon", r"above 0")
+def epsilon_zero(folder):
+    """`norm_epsilon: 0`, named as the file names it"""
+    edit_config(folder, lambda settings: settings.update(norm_epsilon=0))
+
+
+@broken(5, r"config\.json", r"position_embedding_type", r"rope_gptj", r"rope_gpt_neox")
+def other_positions(folder):
+    """`position_embedding_type: rope_gptj`: the same tensors, another model"""
+    edit_config(folder, lambda settings: settings.update(position_embedding_type="rope_gptj"))
+
+
+@broken(5, r"config\.json", r"rotary_pct", r"0\.5")
+def part_of_a_head_rotated(folder):
+    """`rotary_pct: 0.5`"""
+    edit_config(folder, lambda settings: settings.update(rotary_pct=0.5))
+
+
+@broken(5, r"config\.json", r"num_experts", r"\b8\b")
+def experts(folder):
+    """8 experts in the config of dense weights"""
+    edit_config(folder, lambda settings: settings["moe"].update(num_experts=8, top_k=2))
+
+
+@broken(6, r"rank2\.safetensors", r"lm_head\.weight", r"share_embedding_table")
+def shared_and_a_head(folder):
+    """`share_embedding_table` beside a stored head"""
+    edit_config(folder, lambda settings: settings.update(share_embedding_table=True))
+
+
 @broken(5, r"W4A16_AWQ", r"quanti[sz]")
 def algorithm_awq(folder):
     """`quant_algo: W4A16_AWQ`"""
@@ -225,7 +286,7 @@ def tp_does_not_divide_groups(folder):
     write_hf(folder, settings, tensors(settings))
 
 
-@uncuttable(6, r"\b3\b", r"\b4\b", r"groups", arguments=("--tp_size=4",))
+@uncuttable(6, r"\b3 query groups copied to 4 ranks", r"multiple", r"--tp_size", arguments=("--tp_size=4",))
 def groups_do_not_divide_tp(folder):
     """3 query groups replicated on 4 ranks"""
     settings = config(num_attention_heads=12, num_key_value_heads=3, hidden_size=48)

@@ -1,12 +1,15 @@
 """A target that is a TensorRT-LLM engine: the checkpoint beside it, then trtllm-build, then the tokenizer."""
 import json
 import os
+import pathlib
 import shutil
+import signal
 import stat
+import time
 
 import pytest
 
-from black_box import assert_refused, convert, run
+from black_box import assert_refused, convert, finish, run, start
 from program import files, hashes
 
 # Records its arguments, demands a complete checkpoint, and makes an "engine" of each rank.
@@ -23,20 +26,25 @@ if os.environ.get("FAIL"):
 engine.mkdir(exist_ok=True)
 for n, rank in enumerate(ranks):
     (engine / f"rank{n}.engine").write_bytes(b"engine")
+(engine / "config.json").write_text("{}")
 """
 
 DEFAULTS = ["--use_paged_context_fmha", "enable", "--max_input_len", "4096", "--max_seq_len", "8192",
             "--max_num_tokens", "8192", "--max_batch_size", "128"]
 
 
+def stand_in(tmp_path, text):
+    program = tmp_path / "bin" / "trtllm-build"
+    program.parent.mkdir(exist_ok=True)
+    program.write_text(text)
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    return program.parent
+
+
 @pytest.fixture
 def build(tmp_path):
     """An environment with the stand-in on its PATH."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    program = folder / "trtllm-build"
-    program.write_text(STAND_IN)
-    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    folder = stand_in(tmp_path, STAND_IN)
     return {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "RECORD": str(tmp_path / "record.json")}
 
 
@@ -58,7 +66,7 @@ def test_the_checkpoint_then_the_engine_then_the_tokenizer(model, tmp_path, buil
     result = convert(model, out, "--to=trtllm", "--num_gpus=2", "--dtype=bf16", env=build)
     assert record(tmp_path) == ["--checkpoint_dir", f"{out}-tmp", "--output_dir", str(out), "--gpt_attention_plugin",
                                 "bfloat16", *DEFAULTS]
-    assert set(files(out)) == {"rank0.engine", "rank1.engine", "tokenizer.json", "tokenizer_config.json",
+    assert set(files(out)) == {"config.json", "rank0.engine", "rank1.engine", "tokenizer.json", "tokenizer_config.json",
                                "tokenizer.model"}
     assert (out / "tokenizer.json").read_text() == "tokenizer.json of the model"
     assert set(files(f"{out}-tmp")) == {"config.json", "rank0.safetensors", "rank1.safetensors"}
@@ -144,8 +152,139 @@ def test_a_checkpoint_is_made_again_when_it_must_not_be_reused(model, tmp_path, 
     inode = config.stat().st_ino
     convert(model, tmp_path / "out", "--to=trtllm", "--override", env=build)
     assert config.stat().st_ino == inode
+    shutil.rmtree(tmp_path / "out")
     convert(model, tmp_path / "out", "--to=trtllm", "--no-trt_reuse_tmp_engine", env=build)
     assert config.stat().st_ino != inode
+
+
+@pytest.mark.parametrize("there", [
+    {"model.safetensors": "", "config.json": "{}"}, {"config.json": "{}"}, {"notes.txt": "mine"},
+    {"config.json": "{}", "rank0.safetensors": "", "notes.txt": "mine"}, {"sub/rank0.safetensors": ""},
+], ids=lambda there: "+".join(there))
+def test_only_a_checkpoint_is_made_again_and_nothing_else_is_lost(model, tmp_path, build, there):
+    tmp = tmp_path / "out-tmp"
+    for name, text in there.items():
+        (tmp / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp / name).write_text(text)
+    words = ("convert", model, tmp_path / "out", "--to=trtllm", "--no_trt_reuse_tmp_engine", "--quiet")
+    assert_refused(run(*words, env=build), (3,), r"out-tmp", r"--override")
+    assert {p.relative_to(tmp).as_posix(): p.read_text() for p in tmp.rglob("*") if p.is_file()} == there
+    assert run(*words, "--override", env=build).code == 0
+    assert set(files(tmp)) == {"config.json", "rank0.safetensors"}
+
+
+def test_ranks_that_the_new_checkpoint_has_not_are_gone(model, tmp_path, build):
+    """Also those of a checkpoint without a receipt."""
+    tmp = tmp_path / "out-tmp"
+    convert(model, tmp, "--to=trtllm", "--checkpoint_only", "--tp_size=2")
+    without_receipt(tmp)
+    convert(model, tmp_path / "out", "--to=trtllm", "--no_trt_reuse_tmp_engine", env=build)
+    assert set(files(tmp)) == {"config.json", "rank0.safetensors"}
+
+
+def test_an_engine_is_replaced_with_override_only(model, tmp_path, build):
+    convert(model, tmp_path / "out", "--to=trtllm", env=build)
+    for option in ("--no_trt_reuse_tmp_engine", "--trt_reuse_tmp_engine"):
+        assert_refused(run("convert", model, tmp_path / "out", "--to=trtllm", option, env=build), (3,), r"--override")
+
+
+# How a build goes wrong: what it does, the words of the error, and whether it leaves something in OUT.
+FAILURES = {
+    "says it is done": ("exit 0", [r"exit code 0", r"did not write config\.json", r"2 ranks"], False),
+    "lacks a rank": ('mkdir "$4"; touch "$4/rank0.engine" "$4/config.json"', [r"did not write rank1\.engine"], True),
+    "lacks the config": ('mkdir "$4"; touch "$4/rank0.engine" "$4/rank1.engine"', [r"did not write config\.json"], True),
+    "is killed": ("kill -9 $$", [r"signal 9"], False),
+    "is killed in the middle": ('mkdir "$4"; touch "$4/rank0.engine"; kill -9 $$', [r"signal 9"], True),
+}
+
+
+@pytest.mark.parametrize("how", FAILURES)
+def test_a_build_that_goes_wrong_says_so_and_what_to_do(model, tmp_path, build, how):
+    does, says, leaves = FAILURES[how]
+    stand_in(tmp_path, f"#!/bin/sh\n{does}\n")
+    words = ["convert", model, tmp_path / "out", "--to=trtllm", "--tp_size=2", "--quiet"]
+    result = run(*words, env=build)
+    assert_refused(result, (7,), r"running .*bin/trtllm-build", r"out-tmp", *says)
+    assert not (tmp_path / "out" / "tokenizer.json").exists()
+    assert ("--override" in result.err) == leaves, result
+    stand_in(tmp_path, STAND_IN)
+    result = run(*words, *["--override"] * leaves, env=build)
+    assert result.code == 0 and (tmp_path / "out" / "rank1.engine").exists(), result
+
+
+def test_engines_of_an_earlier_build_are_not_taken_for_this_ones(model, tmp_path, build):
+    convert(model, tmp_path / "out", "--to=trtllm", env=build)
+    stand_in(tmp_path, "#!/bin/sh\nexit 0\n")
+    result = run("convert", model, tmp_path / "out", "--to=trtllm", "--override", "--quiet", env=build)
+    assert_refused(result, (7,), r"did not write")
+
+
+def test_a_program_that_cannot_be_started(model, tmp_path, build):
+    for text in ("no program", "#!/nonexistent/python\n"):
+        stand_in(tmp_path, text)
+        result = run("convert", model, tmp_path / "out", "--to=trtllm", "--quiet", env=build)
+        assert_refused(result, (7,), r"trtllm-build: it cannot be started", r"interpreter", r"out-tmp")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_build_too(model, tmp_path, build, number):
+    """Else it would go on writing into a folder that the next one writes into."""
+    stand_in(tmp_path, '#!/bin/sh\necho $$ > "$RECORD"; exec sleep 60\n')
+    process = start("convert", model, tmp_path / "out", "--to=trtllm", "--quiet", env=build)
+    pid = wait_for(lambda: (tmp_path / "record.json").read_text().strip())
+    process.send_signal(number)
+    result = finish(process)
+    assert result.code == 128 + number and "out-tmp" in result.err, result
+    assert not pathlib.Path(f"/proc/{pid}").exists()
+
+
+def wait_for(look, seconds=30):
+    """What `look` gives as soon as it gives something."""
+    for _ in range(seconds * 100):
+        try:
+            if found := look():
+                return found
+        except FileNotFoundError:
+            pass
+        time.sleep(0.01)
+    raise AssertionError("nothing came")
+
+
+def test_a_folder_with_logs_only_is_empty(model, tmp_path, build):
+    logs = tmp_path / "out" / "conversion-logs"
+    logs.mkdir(parents=True)
+    convert(model, tmp_path / "out", "--to=trtllm", env=build)
+    assert (tmp_path / "out" / "rank0.engine").exists() and logs.exists()
+
+
+@pytest.mark.parametrize("words, says", [
+    (["--max_batch_size"], r"no value behind --max_batch_size"),
+    (["--max_batch_size", "--gemm_plugin=auto"], r"no value behind --max_batch_size"),
+    (["--fast_build=1"], r"--fast_build"),
+], ids=str)
+def test_options_of_trtllm_build_that_it_would_refuse_after_the_work(model, tmp_path, build, words, says):
+    assert_refused(run("convert", model, tmp_path / "out", "--to=trtllm", *words, env=build), (2,), says)
+    assert not (tmp_path / "out-tmp").exists()
+
+
+@pytest.mark.parametrize("out", [".", "..", "out/.", "/"])
+def test_a_target_without_a_name_of_its_own_is_refused(model, tmp_path, build, out):
+    (tmp_path / "here" / "out").mkdir(parents=True)
+    result = run("convert", model, out, "--to=trtllm", "--override", cwd=tmp_path / "here", env=build)
+    assert_refused(result, (2,), r"OUT-tmp")
+
+
+def test_the_tokenizer_of_a_model_in_the_hub_cache(model, tmp_path, build):
+    """NeMo has none; the template has."""
+    snapshots = tmp_path / "hub" / "models--example--model" / "snapshots"
+    shutil.copytree(model, snapshots / ("0" * 40))
+    (snapshots.parent / "refs").mkdir()
+    (snapshots.parent / "refs" / "main").write_text("0" * 40)
+    env = {**build, "HF_HUB_CACHE": str(tmp_path / "hub")}
+    words = ("--to=nemo", "--hf_model_name=example/model")
+    convert(model, tmp_path / "nemo", *words, env=env)
+    convert(tmp_path / "nemo", tmp_path / "out", "--to=trtllm", "--hf_model_name=example/model", env=env)
+    assert (tmp_path / "out" / "tokenizer.json").read_text() == "tokenizer.json of the model"
 
 
 @pytest.mark.parametrize("first, last, made_again", [

@@ -135,6 +135,20 @@ def test_option_that_means_nothing_between_two_kinds_is_told(tmp_path, source_ki
     assert f"{word.split('=')[0]} is not needed: it means nothing from {source_kind} to" in result.err, result
 
 
+@pytest.mark.parametrize("option", ["--load_by_shard", "--load_model_on_cpu"])
+def test_options_of_the_original_that_change_nothing(source, tmp_path, option):
+    words = ("--to=trtllm", "--checkpoint_only")
+    convert(source, tmp_path / "plain", *words)
+    result = convert(source, tmp_path / "out", *words, option)
+    assert hashes(tmp_path / "out") == hashes(tmp_path / "plain")
+    assert f"{option} is not needed" in result.err
+
+
+def test_options_within_another_are_to_be_given_themselves(source, tmp_path):
+    result = run("convert", source, tmp_path / "out", "--to=trtllm", "--trt_prepare_args=--use_weight_only")
+    assert_refused(result, (2,), r"--trt_prepare_args", r"--use_weight_only", r"options of convert")
+
+
 @pytest.mark.parametrize("word", ["--vocab_size=7", "--hf_model_name=does/not"])
 def test_hint_that_means_nothing_for_what_is_looked_at_is_told(source, nemo, word):
     name = word.split("=")[0]

@@ -10,6 +10,15 @@ from trtllm_models import FAMILIES, SHAPES, Cell, assert_trtllm_folder, hf_setti
 from trtllm_reference import Layout, Quantization
 
 
+WORDS = {"W8A16": "int8", "W4A16": "int4"}
+
+
+def change_quantization(folder, **changes):
+    cfg = json.loads((folder / "config.json").read_text())
+    cfg["quantization"].update(changes)
+    (folder / "config.json").write_text(json.dumps(cfg))
+
+
 @pytest.mark.parametrize("weights, precision", [(None, None), ("W8A16", "int8"), ("W4A16", "int4")])
 @pytest.mark.parametrize("cache", [None, "FP8"])
 @pytest.mark.parametrize("version", [12, 13, 14, 15])
@@ -32,6 +41,53 @@ def test_weight_only_is_int8_where_nothing_else_is_said(tmp_path):
     source = write_model(tmp_path / "in", Cell("llama", "mha", Layout(), "bf16", 4, 1), "int8")
     to_trtllm(source.path, tmp_path / "out", Layout(), "--use_weight_only")
     assert_trtllm_folder(tmp_path / "out", source, Layout(), source.dtype, 12, Quantization("W8A16"))
+
+
+@pytest.mark.parametrize("plugin", [True, False], ids=["plugin", "no plugin"])
+@pytest.mark.parametrize("weights, cache", [("W8A16", None), ("W4A16", "FP8"), (None, "FP8")])
+def test_what_is_left_to_the_builder_is_left_to_it_again(weights, cache, plugin, tmp_path):
+    source = write_model(tmp_path / "in", Cell("llama", "groups2", Layout(), "bf16", 4, 1), "again")
+    quantise = ["--use_weight_only", f"--weight_only_precision={WORDS[weights]}"] if weights else []
+    quantise += [] if plugin or weights != "W8A16" else ["--disable_weight_only_quant_plugin"]
+    quantise += ["--fp8_kv_cache"] if cache else []
+    to_trtllm(source.path, tmp_path / "one", Layout(2), *quantise)
+    to_trtllm(tmp_path / "one", tmp_path / "two", Layout(4, 2))
+    to_trtllm(source.path, tmp_path / "straight", Layout(4, 2), *quantise)
+    assert hashes(tmp_path / "two") == hashes(tmp_path / "straight")
+    assert json.loads((tmp_path / "two" / "config.json").read_text())["quantization"]["quant_algo"] == weights
+
+
+def test_options_decide_over_what_the_source_left_to_the_builder(tmp_path):
+    source = write_model(tmp_path / "in", Cell("llama", "groups2", Layout(), "bf16", 4, 1), "again")
+    to_trtllm(source.path, tmp_path / "one", Layout(), "--use_weight_only")
+    for options in (["--use_weight_only", "--weight_only_precision=int4"], ["--use_fp8_rowwise"]):
+        to_trtllm(tmp_path / "one", tmp_path / options[-1], Layout(2), *options)
+        to_trtllm(source.path, tmp_path / ("straight" + options[-1]), Layout(2), *options)
+        assert hashes(tmp_path / options[-1]) == hashes(tmp_path / ("straight" + options[-1]))
+
+
+def test_a_checkpoint_with_another_algorithm_is_not_already_complete(tmp_path):
+    """Of two sources whose configs alone differ, the target of one is not that of the other."""
+    source = write_model(tmp_path / "in", Cell("llama", "groups2", Layout(), "bf16", 4, 1), "again")
+    to_trtllm(source.path, tmp_path / "one", Layout())
+    to_trtllm(tmp_path / "one", tmp_path / "two", Layout(2))
+    change_quantization(tmp_path / "one", quant_algo="W8A16")
+    to_trtllm(tmp_path / "one", tmp_path / "two", Layout(2), code=3)
+
+
+@pytest.mark.parametrize("changes, says, remedy", [
+    (dict(kv_cache_quant_algo="INT8"), ["kv_cache_quant_algo", "INT8", "--fp8_kv_cache"], ["--fp8_kv_cache"]),
+    (dict(quant_algo="W8A16", exclude_modules=["*dense"]), ["exclude_modules", "*dense"], ["--use_weight_only"]),
+])
+def test_what_a_target_cannot_leave_to_the_builder_is_refused(changes, says, remedy, tmp_path):
+    source = write_model(tmp_path / "in", Cell("llama", "groups2", Layout(), "bf16", 4, 1), "again")
+    to_trtllm(source.path, tmp_path / "one", Layout())
+    change_quantization(tmp_path / "one", **changes)
+    result = to_trtllm(tmp_path / "one", tmp_path / "two", Layout(2), code=5)
+    assert all(word in result.err for word in says), result
+    assert not (tmp_path / "two").exists()
+    to_trtllm(tmp_path / "one", tmp_path / "two", Layout(2), *remedy)
+    convert(tmp_path / "one", tmp_path / "hf", to="hf")
 
 
 @pytest.mark.parametrize("version", [12, 13, 14, 15])

@@ -212,7 +212,7 @@ def test_options_that_do_not_go_together_are_refused(options, tmp_path):
     assert "expected" in result.err
 
 
-@pytest.mark.parametrize("option", ["--smoothquant=0.5", "--int8_kv_cache", "--per_token", "--calib_dataset=x"])
+@pytest.mark.parametrize("option", ["--smoothquant=0.5", "--int8_kv_cache", "--per_token", "--calib_dataset=x", "--calib_batch_size=1"])
 def test_modes_that_need_activations_are_refused(option, tmp_path):
     result = reshard("convert", tmp_path / "in", tmp_path / "out", "--to=trtllm", option, code=5)
     assert "activations" in result.err and option.split("=")[0] in result.err and "--use_fp8_rowwise" in result.err

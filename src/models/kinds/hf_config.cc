@@ -38,7 +38,12 @@ const Family& FamilyOf(const ConfigReader& reader) {
   std::string class_name =
       classes.is_array() && !classes.empty() && classes[0].is_string() ? classes[0].get<std::string>() : "";
   if (class_name.empty() && model_type.empty())
-    throw Error(Code::kCorrupt, "neither 'architectures' nor 'model_type', expected one of them")
+    throw Error(
+        Code::kCorrupt,
+        reader.At("architecture").is_null()
+            ? "neither 'architectures' nor 'model_type', expected one of them"
+            : "this is the config of a TensorRT-LLM checkpoint ('architecture'), expected its rank files beside it "
+              "and no weights of another kind; its conversion or copy may not be finished")
         .At("reading", reader.path());
   const Family* by_class = FamilyWhere(&Family::class_name, class_name);
   const Family* by_type = FamilyWhere(&Family::name, model_type);

@@ -135,6 +135,8 @@ struct Kind {
   // Whether every tensor whose layout fixes no dtype has the one that the config names.
   bool one_dtype = false;
   std::span<const std::string_view> markers;  // files that make a folder a checkpoint of this kind
+  // Whether it names a file of its checkpoints so. Null: names do not tell.
+  bool (*owns)(std::string_view name) = nullptr;
 };
 
 // In the order in which a folder is asked for its kind.

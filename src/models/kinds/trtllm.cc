@@ -20,6 +20,7 @@ namespace {
 
 constexpr std::string_view kConfig = "config.json";
 constexpr std::string_view kMarkers[] = {"config.json"};
+constexpr std::string_view kHead = "lm_head.weight";
 constexpr std::string_view kKvScale = "attention.kv_cache_scaling_factor";
 
 // Constants that some versions store among the weights and that the builder makes itself.
@@ -45,6 +46,8 @@ std::optional<uint64_t> RankOfFile(std::string_view name) {
   if (parsed.ec != std::errc() || parsed.ptr != end) return std::nullopt;
   return RankFile(rank) == name ? std::optional(rank) : std::nullopt;
 }
+
+bool Owns(std::string_view name) { return name == kConfig || RankOfFile(name); }
 
 bool Detect(Io& io, const std::string& folder) {
   for (const std::string& name : io.List(folder))
@@ -85,7 +88,8 @@ class TrtllmReader {
     AskTemplate();
     if (cut.share_embedding) checkpoint_.model.tied = true;
     ReadVocabulary(stored_rows);
-    checkpoint_.ranks = TrtllmRanks(checkpoint_.model, stored_rows, cut, checkpoint_.config_path);
+    checkpoint_.ranks = TrtllmRanks(checkpoint_.model, stored_rows, cut, checkpoint_.config_path,
+                                    "the config is of another run, or was changed");
   }
 
   // What the config has no key for comes from the template, which must be of the same model.
@@ -128,8 +132,9 @@ class TrtllmReader {
       const std::optional<uint64_t> rank = RankOfFile(name);
       if (rank && *rank >= checkpoint_.ranks.size())
         throw Error(Code::kMismatch,
-                    fmt::format("the config has {} ranks, expected no file of rank {}; it may be of another run",
-                                checkpoint_.ranks.size(), *rank))
+                    fmt::format("a file of rank {}, expected ranks below {} as config.json says; it may be of another "
+                                "run",
+                                *rank, checkpoint_.ranks.size()))
             .At("reading", JoinPath(checkpoint_.folder, name));
       if (!rank && name != kConfig && !name.starts_with(".reshard")) checkpoint_.side_files.push_back(name);
     }
@@ -154,6 +159,10 @@ class TrtllmReader {
         throw Error(Code::kUnsupported, fmt::format("{}, expected plain F32, F16 or BF16 weights; convert the "
                                                     "unquantised model",
                                                     Row(tensor.dtype).name))
+            .At("reading", path)
+            .Tensor(tensor.name);
+      if (!checkpoint_.ranks[rank].stores_head && tensor.name == kHead)
+        throw Error(Code::kMismatch, "it is there, expected none as config.json says (share_embedding_table)")
             .At("reading", path)
             .Tensor(tensor.name);
       tensor.rank = rank;
@@ -186,7 +195,8 @@ void CheckSharing(const Model& model, const TrtllmOptions& options, const std::s
 
 std::vector<Rank> RanksOf(const Model& model, const Checkpoint& source, const TargetOptions& options) {
   CheckSharing(model, options.trtllm, source.config_path);
-  return TrtllmRanks(model, model.sizes['V'], options.trtllm, source.config_path);
+  return TrtllmRanks(model, model.sizes['V'], options.trtllm, source.config_path,
+                     "choose another --tp_size or --pp_size");
 }
 
 // A tensor whose bytes are known.
@@ -389,6 +399,7 @@ std::optional<std::string> Refuses(const QuantisedWeights& weights, const Target
 void Settle(const Checkpoint& source, TargetOptions& options) {
   TrtllmOptions& cut = options.trtllm;
   const Encoded& encoded = source.quantised.encoded;
+  if (source.kind == kTrtllm.name) KeepDeferred(source.config, source.config_path, cut);
   if (encoded.encoding == Encoding::kFp8Rows) cut.quantisation = TrtllmOptions::Quantisation::kFp8Rowwise;
   if (cut.quantisation != TrtllmOptions::Quantisation::kGptq) return;
   std::string problem;
@@ -449,6 +460,7 @@ const Kind kTrtllm = {
     .refuses = Refuses,
     .one_dtype = true,
     .markers = kMarkers,
+    .owns = Owns,
 };
 
 }  // namespace reshard

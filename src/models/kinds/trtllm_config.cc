@@ -42,6 +42,26 @@ constexpr unsigned kVersionWithYarn = 15;
 
 constexpr uint64_t kMaxRanks = 4096;
 
+// Keys without which a model would be guessed at: the defaults of TensorRT-LLM are not those of the families.
+constexpr const char* kRequired[] = {"vocab_size",        "hidden_size",         "intermediate_size",
+                                     "num_hidden_layers", "num_attention_heads", "max_position_embeddings"};
+
+// What the families that are read never do otherwise. Keys of one model may lie in `moe`.
+struct FixedKey {
+  const char *group, *key, *value;
+};
+constexpr FixedKey kFixed[] = {
+    {"", "position_embedding_type", "\"rope_gpt_neox\""},
+    {"", "rotary_pct", "1.0"},
+    {"", "residual_mlp", "false"},
+    {"", "qk_layernorm", "false"},
+    {"", "fc_after_embed", "false"},
+    {"", "use_input_layernorm_in_first_layer", "true"},
+    {"", "use_last_layernorm", "true"},
+    {"", "moe_num_experts", "0"},
+    {"moe", "num_experts", "0"},
+};
+
 Error At(const std::string& path, Code code, std::string message) {
   Error error(code, std::move(message));
   error.At("reading", path);
@@ -50,11 +70,41 @@ Error At(const std::string& path, Code code, std::string message) {
 
 // -- reading ----------------------------------------------------------------------------------------------------------
 
+// An object of the config; an empty one where it has none.
+const Json& ObjectIn(const Json& config, const char* key, const std::string& path) {
+  static const Json kEmpty = Json::object();
+  auto found = config.find(key);
+  if (found == config.end() || found->is_null()) return kEmpty;
+  if (!found->is_object())
+    throw At(path, Code::kCorrupt, fmt::format("'{}' is {}, expected an object", key, found->dump()));
+  return *found;
+}
+
+// A model that computes something else of the same tensors.
+void RefuseOtherModels(const Json& config, const std::string& path) {
+  for (const FixedKey& row : kFixed) {
+    const ConfigReader reader(*row.group ? ObjectIn(config, row.group, path) : config, path);
+    const Json& found = reader.At(row.key);
+    if (!found.is_null() && found != Json::parse(row.value))
+      throw At(path, Code::kUnsupported, fmt::format("'{}' is {}, expected {}", row.key, found.dump(), row.value));
+  }
+}
+
+// Under the names that the config has for them.
+void CheckKeys(const Json& config, const std::string& path) {
+  const ConfigReader reader(config, path);
+  for (const char* key : kRequired) reader.RequiredSize(key);
+  if (reader.At("norm_epsilon").is_null())
+    throw At(path, Code::kCorrupt, "'norm_epsilon' is missing, expected a number");
+  for (const char* key : {"norm_epsilon", "rotary_base"}) reader.Positive(key, 1);
+  reader.Size("head_size", 1);
+  reader.Bool("attn_bias", false);
+}
+
 // Weights of a quantised checkpoint are other numbers; those whose quantisation is left to trtllm-build are plain.
 void RefuseQuantised(const Json& config, const std::string& path) {
-  auto quantisation = config.find("quantization");
-  if (quantisation == config.end() || !quantisation->is_object()) return;
-  const std::string algorithm = ConfigReader(*quantisation, path).String("quant_algo", "");
+  const Json& quantisation = ObjectIn(config, "quantization", path);
+  const std::string algorithm = ConfigReader(quantisation, path).String("quant_algo", "");
   if (algorithm.empty() || algorithm == "W8A16" || algorithm == "W4A16") return;
   throw At(
       path, Code::kUnsupported,
@@ -62,9 +112,8 @@ void RefuseQuantised(const Json& config, const std::string& path) {
 }
 
 // `mapping`, the keys of which lie at the top of configs before 0.9.
-const Json& MappingOf(const Json& config) {
-  auto mapping = config.find("mapping");
-  return mapping != config.end() && mapping->is_object() ? *mapping : config;
+const Json& MappingOf(const Json& config, const std::string& path) {
+  return config.contains("mapping") ? ObjectIn(config, "mapping", path) : config;
 }
 
 void RefuseModel(const Model& model, const std::string& path) {
@@ -229,6 +278,8 @@ Model ModelFromTrtllmConfig(const Json& config, const std::string& path) {
   if (architecture.empty()) throw At(path, Code::kCorrupt, "'architecture' is missing, expected a class");
   if (architecture == "LLaMAForCausalLM") architecture = "LlamaForCausalLM";  // of NeMo's exporter, in early releases
   RefuseQuantised(config, path);
+  RefuseOtherModels(config, path);
+  CheckKeys(config, path);
   Json translated = {{"architectures", {architecture}}, {"sliding_window", nullptr}};
   for (const KeyPair& row : kKeys)
     if (config.contains(row.trtllm)) translated[row.hf] = config[row.trtllm];
@@ -236,7 +287,7 @@ Model ModelFromTrtllmConfig(const Json& config, const std::string& path) {
 }
 
 TrtllmOptions CutOfTrtllmConfig(const Json& config, const std::string& path) {
-  const ConfigReader reader(config, path), mapping(MappingOf(config), path);
+  const ConfigReader reader(config, path), mapping(MappingOf(config, path), path);
   TrtllmOptions cut;
   cut.tp = mapping.Size("tp_size", 1);
   cut.pp = mapping.Size("pp_size", 1);
@@ -261,8 +312,31 @@ TrtllmOptions CutOfTrtllmConfig(const Json& config, const std::string& path) {
 // Like those before 0.9 it has the keys of `mapping` at the top; TensorRT-LLM's class may add that, too.
 bool IsOfNemoExporter(const Json& config) { return !config.contains("mapping") || config.contains("tp_size"); }
 
+void KeepDeferred(const Json& config, const std::string& path, TrtllmOptions& options) {
+  const Json& stored = ObjectIn(config, "quantization", path);
+  const ConfigReader reader(stored, path);
+  const std::string weights = reader.String("quant_algo", ""), cache = reader.String("kv_cache_quant_algo", "");
+  if (!weights.empty() && options.quantisation == Quantisation::kNone) {
+    if (const Json& excluded = reader.At("exclude_modules"); !excluded.is_null())
+      throw At(path, Code::kUnsupported,
+               fmt::format("'exclude_modules' is {} beside {}, expected null: it would be lost; give "
+                           "--use_weight_only to quantise all linear weights",
+                           excluded.dump(), weights));
+    options.quantisation = weights == "W4A16" ? Quantisation::kInt4 : Quantisation::kInt8;
+    if (ConfigReader(config, path).Bool("disable_weight_only_quant_plugin", false)) options.weight_only_plugin = false;
+  }
+  if (cache.empty() || options.fp8_kv_cache) return;
+  if (cache != "FP8")
+    throw At(
+        path, Code::kUnsupported,
+        fmt::format("'kv_cache_quant_algo' is {}, expected FP8 or null: its scales are of activations and would be "
+                    "lost; give --fp8_kv_cache, or convert to hf first",
+                    cache));
+  options.fp8_kv_cache = true;
+}
+
 std::vector<Rank> TrtllmRanks(const Model& model, uint64_t vocab_rows, const TrtllmOptions& options,
-                              const std::string& path) {
+                              const std::string& path, std::string_view remedy) {
   RefuseModel(model, path);
   const uint64_t layers = model.sizes['L'];
   std::vector<std::string> problems;
@@ -282,7 +356,7 @@ std::vector<Rank> TrtllmRanks(const Model& model, uint64_t vocab_rows, const Trt
   }
   for (std::string& problem : Indivisible(model, ranks[0])) problems.push_back(std::move(problem));
   if (problems.empty()) return ranks;
-  problems[0] += ", expected sizes that divide";
+  problems[0] += fmt::format(", expected sizes that divide; {}", remedy);
   throw Gathered(Code::kMismatch, std::move(problems)).At("reading", path);
 }
 

@@ -17,6 +17,10 @@ TrtllmOptions CutOfTrtllmConfig(const Json& config, const std::string& path);
 // Whether NeMo's exporter wrote the config: its vocabulary counts the padding of NeMo's tables.
 bool IsOfNemoExporter(const Json& config);
 
+// What the config leaves to trtllm-build to quantise is left to it again, unless the options ask for something else.
+// Errors: kUnsupported, what a target's config could not say again.
+void KeepDeferred(const Json& config, const std::string& path, TrtllmOptions& options);
+
 // The text that TensorRT-LLM's own conversion writes: 4 spaces, no newline at the end. `source`: what of the
 // weights is carried over as it is quantised. `hf_config`, a config.json of transformers or null, gives the order of
 // the rope scaling's keys. Errors: kUnsupported, rope scaling of a type that it does not know.
@@ -24,8 +28,9 @@ std::string TrtllmConfigText(const Model& model, const TrtllmOptions& options, c
                              Dtype dtype, const Json& hf_config, const std::string& path);
 
 // Ranks of a checkpoint that is cut so, tensor ranks fastest; `vocab_rows` as Rank has them. Errors: kUnsupported (a
-// family or biases that TensorRT-LLM does not have), kMismatch (what does not divide).
+// family or biases that TensorRT-LLM does not have), kMismatch (what does not divide; the message
+// ends with `remedy`).
 std::vector<Rank> TrtllmRanks(const Model& model, uint64_t vocab_rows, const TrtllmOptions& options,
-                              const std::string& path);
+                              const std::string& path, std::string_view remedy);
 
 }  // namespace reshard
