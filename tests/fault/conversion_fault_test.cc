@@ -7,7 +7,6 @@
 #include <cerrno>
 #include <cstdlib>
 #include <iostream>
-#include <map>
 #include <string>
 
 #include "base/error.h"
@@ -16,41 +15,15 @@
 #include "models/kinds/kind.h"
 #include "reshard/reshard.h"
 #include "tests/fault/faulty_io.h"
+#include "tests/fault/file_tree.h"
 #include "tests/fault/volatile_io.h"
 
 namespace reshard {
 namespace {
 
-using Files = std::map<std::string, std::string>;  // relative path to bytes
-
 constexpr char kFixtures[] = RESHARD_SOURCE_DIR "/tests/fixtures/";
 constexpr uint64_t kVocabulary = 66;  // of the model that is converted
 constexpr char kOut[] = "/out/checkpoint";
-constexpr uint64_t kMostBytes = uint64_t{1} << 30;
-
-void AddFiles(Io& io, const std::string& folder, const std::string& below, Files& files) {
-  for (const std::string& name : io.List(JoinPath(folder, below))) {
-    const std::string path = JoinPath(below, name), whole = JoinPath(folder, path);
-    if (io.Stat(whole)->type == FileInfo::Type::kDirectory) {
-      AddFiles(io, folder, path, files);
-    } else {
-      files[path] = ReadWholeFile(io, whole, kMostBytes);
-    }
-  }
-}
-
-Files FilesBelow(Io& io, const std::string& folder) {
-  Files files;
-  if (io.Stat(folder)) AddFiles(io, folder, "", files);
-  return files;
-}
-
-void PutFiles(Io& io, const std::string& folder, const Files& files) {
-  for (const auto& [path, bytes] : files) {
-    io.MakeDirectories(ParentOf(JoinPath(folder, path)));
-    WriteWholeFile(io, JoinPath(folder, path), bytes);
-  }
-}
 
 // What a checkpoint's loaders see.
 Files WithoutOurs(Files files) {
@@ -139,7 +112,7 @@ class ConversionFault : public testing::TestWithParam<Case> {
     io.SyncFileSystem("/in");
   }
 
-  static ConvertReport Convert(Io& io) {
+  static ConvertOptions Options() {
     ConvertOptions options;
     options.input = "/in";
     options.output = kOut;
@@ -148,8 +121,10 @@ class ConversionFault : public testing::TestWithParam<Case> {
     options.vocab_size = kVocabulary;
     options.run.workers = 1;
     GetParam().adjust(options);
-    return Conversion(options, io).Run();
+    return options;
   }
+
+  static ConvertReport Convert(Io& io) { return Conversion(Options(), io).Run(); }
 
   // A run that ends at the n-th call, or before: then false.
   static bool RunUntil(VolatileIo& disk, Fault fault, uint64_t n) {
@@ -181,7 +156,7 @@ class ConversionFault : public testing::TestWithParam<Case> {
     if (!io.Stat(root)) return;
     for (const std::string& name : io.List(root)) {
       if (!name.starts_with("owner")) continue;
-      Json owner = Json::parse(ReadWholeFile(io, JoinPath(root, name), kMostBytes));
+      Json owner = Json::parse(ReadWholeFile(io, JoinPath(root, name), kMostFileBytes));
       owner["start"] = "0";
       WriteWholeFile(io, JoinPath(root, name), owner.dump());
     }
@@ -284,6 +259,25 @@ TEST_P(ConversionFault, MayBeFollowedByAnother) {
       if (!more) break;
     }
   }
+}
+
+// Another program fills the disk while a conversion runs, and makes room again.
+TEST_P(ConversionFault, GoesOnWhereTheDiskWasFull) {
+  VolatileIo disk, undisturbed;
+  Prepare(disk);
+  Prepare(undisturbed);
+  ConvertOptions options = Options();
+  options.run.progress = [&](const Progress&) { disk.LetFree(10 * 4096); };
+  try {
+    Conversion(options, disk).Run();
+    ADD_FAILURE() << "it was not full";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), Code::kNoSpace) << error.what();
+  }
+  EXPECT_EQ(WithoutOurs(FilesBelow(disk, kOut)), old_);
+  disk.LetFree(uint64_t{1} << 30);
+  EXPECT_LT(Convert(disk).bytes_read, Convert(undisturbed).bytes_read);
+  ExpectWhole(disk);
 }
 
 INSTANTIATE_TEST_SUITE_P(Directions, ConversionFault, testing::ValuesIn(kCases),

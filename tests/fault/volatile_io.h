@@ -54,10 +54,10 @@ class VolatileIo : public Io {
     });
   }
 
-  // Where files have blocks for so many bytes, a write fails.
-  void SetCapacity(uint64_t bytes) {
+  // From now on there is room for so many bytes more; a write that needs another page fails.
+  void LetFree(uint64_t bytes) {
     std::lock_guard lock(mutex_);
-    capacity_ = bytes;
+    capacity_ = used_ + bytes;
   }
 
   std::unique_ptr<File> OpenRead(const std::string& path) override {
