@@ -17,6 +17,8 @@
 
 namespace reshard {
 
+class Io;
+
 const char* Version();
 
 // How far one pass over the data has come.
@@ -132,6 +134,7 @@ struct ConvertReport {
 class Conversion {
  public:
   explicit Conversion(ConvertOptions options);
+  Conversion(ConvertOptions options, Io& io);  // with other files than the operating system's
   ~Conversion();
   const PlanReport& plan() const;
   void ForEachPart(const std::function<void(const PartReport&)>& tell) const;  // in the order of the plan

@@ -96,7 +96,7 @@ PartReport ReportOf(const Plan& plan, const Part& part) {
 
 struct Conversion::State {
   ConvertOptions options;
-  Io& io = PosixIo();
+  Io& io;
   OpenOptions open;
   TargetOptions target;
   Checkpoint source;
@@ -104,7 +104,7 @@ struct Conversion::State {
   ExecuteOptions execute;
   PlanReport report;
 
-  explicit State(ConvertOptions given) : options(std::move(given)) {
+  State(ConvertOptions given, Io& files) : options(std::move(given)), io(files) {
     const Kind& kind = KindByName(options.to);
     target = {ParseDtype(options.dtype), options.hf_model_name,    options.max_shard_size,
               options.untie_embeddings,  options.rope_config_only, TrtllmOptionsOf(options.trtllm)};
@@ -470,7 +470,8 @@ struct Conversion::State {
   }
 };
 
-Conversion::Conversion(ConvertOptions options) : state_(std::make_unique<State>(std::move(options))) {}
+Conversion::Conversion(ConvertOptions options) : Conversion(std::move(options), PosixIo()) {}
+Conversion::Conversion(ConvertOptions options, Io& io) : state_(std::make_unique<State>(std::move(options), io)) {}
 Conversion::~Conversion() = default;
 const PlanReport& Conversion::plan() const { return state_->report; }
 void Conversion::ForEachPart(const std::function<void(const PartReport&)>& tell) const {

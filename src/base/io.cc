@@ -12,6 +12,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
+#include <fstream>
 
 #include "base/bytes.h"
 #include "base/error.h"
@@ -268,6 +269,13 @@ class PosixIoImpl : public Io {
     if (!resolved) throw SystemError(errno, "reading", path);
     return resolved.get();
   }
+
+  std::string BootId() override {
+    std::ifstream file("/proc/sys/kernel/random/boot_id");
+    std::string id;
+    std::getline(file, id);
+    return id;
+  }
 };
 
 class DiscardingFile : public File {
@@ -306,6 +314,7 @@ class DiscardingIoImpl : public Io {
   void SyncFileSystem(const std::string& path) override { base_.SyncFileSystem(path); }
   FreeSpace Free(const std::string& path) override { return base_.Free(path); }
   std::string Canonical(const std::string& path) override { return base_.Canonical(path); }
+  std::string BootId() override { return base_.BootId(); }
 
  private:
   Io& base_;

@@ -73,6 +73,8 @@ class Io {
   virtual FreeSpace Free(const std::string& path) = 0;
   // The absolute path without links, of something that exists.
   virtual std::string Canonical(const std::string& path) = 0;
+  // Of the running system; another one after each start of it, when what was not synced before may be gone.
+  virtual std::string BootId() = 0;
 };
 
 Io& PosixIo();

@@ -77,6 +77,8 @@ class Execution {
   void Hash(size_t file, std::byte* buffer, const Turn* turn);
   uint64_t HashOf(size_t file, std::byte* buffer, const Turn* turn);
   void SyncAll();
+  template <typename Call>
+  void WriteBack(Call call);
   void ReportOverflows();
 
   const Plan& plan_;
@@ -299,7 +301,7 @@ uint64_t Execution::Worker::WriteSlice(const Piece& target, Dtype from, const st
     bytes = bounce_.data();
   }
   execution_.files_.Get(execution_.plan_.sources.size() + target.file)->WriteAt(bytes, end - begin, begin);
-  execution_.behind_.Wrote(target.file, begin, end - begin);
+  execution_.WriteBack([&] { execution_.behind_.Wrote(target.file, begin, end - begin); });
   return overflows;
 }
 
@@ -395,7 +397,7 @@ void Execution::MakeFile(size_t file) {
     auto write = [&](uint32_t task, uint64_t begin, uint64_t end) {
       if (task != self()) return;
       open->WriteAt(literal.bytes.data() + (begin - literal.offset), end - begin, begin);
-      behind_.Wrote(file, begin, end - begin);
+      WriteBack([&] { behind_.Wrote(file, begin, end - begin); });
       report_.bytes_written += end - begin;
     };
     shares_.ForEachSlice(file, literal.offset, literal.offset + literal.bytes.size(), write);
@@ -410,7 +412,7 @@ void Execution::Hash(size_t file, std::byte* buffer, const Turn* turn) {
     report_.hashes[file] = known ? *known : HashOf(file, buffer, turn);
     if (journal_ && !known) journal_->AddHash(file, report_.hashes[file]);
   }
-  behind_.Completed(file);
+  WriteBack([&] { behind_.Completed(file); });
 }
 
 uint64_t Execution::HashOf(size_t file, std::byte* buffer, const Turn* turn) {
@@ -426,11 +428,24 @@ uint64_t Execution::HashOf(size_t file, std::byte* buffer, const Turn* turn) {
   return hash.Digest();
 }
 
+// Does what may tell that data did not reach the disk: the next run would not be told again.
+template <typename Call>
+void Execution::WriteBack(Call call) {
+  try {
+    call();
+  } catch (...) {
+    if (journal_) journal_->TakeBack();
+    throw;
+  }
+}
+
 void Execution::SyncAll() {
-  io_.SyncFileSystem(staging_);
-  behind_.ForgetRest();
-  for (auto folder = folders_.rbegin(); folder != folders_.rend(); ++folder)
-    io_.SyncDirectory(JoinPath(staging_, *folder));
+  WriteBack([&] {
+    io_.SyncFileSystem(staging_);
+    behind_.ForgetRest();
+    for (auto folder = folders_.rbegin(); folder != folders_.rend(); ++folder)
+      io_.SyncDirectory(JoinPath(staging_, *folder));
+  });
   // The other tasks' machines, and the one that publishes, believe what is marked.
   if (journal_ && options_.task.count > 1) journal_->AddSynced(journal_->count());
 }

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <fstream>
 
 #include "base/bytes.h"
 #include "base/hash.h"
@@ -24,26 +23,26 @@ struct Journal::Record {
   Kind kind;
   uint64_t a, b;
 
-  uint32_t Check(uint64_t number) const {
-    const uint64_t values[] = {number, static_cast<uint64_t>(kind), a, b};
+  uint32_t Check(uint32_t before) const {
+    const uint64_t values[] = {before, static_cast<uint64_t>(kind), a, b};
     Xxh3 hash;
     hash.Update(values, sizeof values);
     return static_cast<uint32_t>(hash.Digest());
   }
 
-  std::string Bytes(uint64_t number) const {
-    std::string bytes;
+  // Behind others that end so.
+  void Append(std::string& bytes, End& end) const {
+    end = {end.count + 1, Check(end.check)};
     AppendLittle<uint32_t>(bytes, static_cast<uint32_t>(kind));
-    AppendLittle<uint32_t>(bytes, Check(number));
+    AppendLittle<uint32_t>(bytes, end.check);
     AppendLittle<uint64_t>(bytes, a);
     AppendLittle<uint64_t>(bytes, b);
-    return bytes;
   }
 
-  static std::optional<Record> FromBytes(const char* bytes, uint64_t number) {
+  static std::optional<Record> FromBytes(const char* bytes, uint32_t before) {
     const Record record{static_cast<Kind>(LoadLittle<uint32_t>(bytes)), LoadLittle<uint64_t>(bytes + 8),
                         LoadLittle<uint64_t>(bytes + 16)};
-    if (LoadLittle<uint32_t>(bytes + 4) != record.Check(number)) return std::nullopt;
+    if (LoadLittle<uint32_t>(bytes + 4) != record.Check(before)) return std::nullopt;
     return record;
   }
 };
@@ -73,9 +72,9 @@ void Journal::Read(uint64_t ops, size_t files) {
     doubtful_from += some;
   };
   char bytes[kRecordBytes];
-  for (; (count_ + 1) * kRecordBytes <= info->size; ++count_) {
-    file->ReadAt(bytes, sizeof bytes, count_ * kRecordBytes);
-    const std::optional<Record> record = Record::FromBytes(bytes, count_);
+  while ((end_.count + 1) * kRecordBytes <= info->size) {
+    file->ReadAt(bytes, sizeof bytes, end_.count * kRecordBytes);
+    const std::optional<Record> record = Record::FromBytes(bytes, end_.check);
     if (!record) break;
     const uint64_t limit = record->kind == Kind::kOp ? ops : files;
     const bool numbers = record->kind == Kind::kOp || record->kind == Kind::kFile || record->kind == Kind::kHash;
@@ -83,12 +82,14 @@ void Journal::Read(uint64_t ops, size_t files) {
     if (record->kind == Kind::kSynced) believe(record->a);
     if (record->kind == Kind::kBegin && record->a != boot) {
       doubtful.clear();
-      doubtful_from = count_;
+      doubtful_from = end_.count;
       boot = record->a;
     }
     doubtful.push_back(*record);
+    end_ = {end_.count + 1, record->Check(end_.check)};
+    if (record->kind == Kind::kSynced) marked_ = end_.count;
   }
-  if (boot == boot_) believe(count_);
+  if (boot == boot_) believe(end_.count);
 }
 
 void Journal::Believe(const Record& record, uint64_t number) {
@@ -119,15 +120,17 @@ uint64_t Journal::OverflowsOf(uint64_t op) const {
 
 void Journal::Add(Kind kind, uint64_t a, uint64_t b) {
   std::lock_guard lock(mutex_);
+  if (closed_) return;
+  End end = end_;
   std::string bytes;
-  uint64_t number = count_;
   if (!file_) {
     file_ = io_.OpenWrite(path_);
-    bytes = Record{Kind::kBegin, boot_, 0}.Bytes(number++);
+    Record{Kind::kBegin, boot_, 0}.Append(bytes, end);
   }
-  bytes += Record{kind, a, b}.Bytes(number++);
-  file_->WriteAt(bytes.data(), bytes.size(), count_ * kRecordBytes);
-  count_ = number;
+  Record{kind, a, b}.Append(bytes, end);
+  file_->WriteAt(bytes.data(), bytes.size(), end_.count * kRecordBytes);
+  end_ = end;
+  if (kind == Kind::kSynced) marked_ = end_.count;
 }
 
 void Journal::AddFile(size_t file, uint64_t inode) { Add(Kind::kFile, file, inode); }
@@ -136,19 +139,19 @@ void Journal::AddHash(size_t file, uint64_t hash) { Add(Kind::kHash, file, hash)
 
 uint64_t Journal::count() {
   std::lock_guard lock(mutex_);
-  return count_;
+  return end_.count;
 }
 
 void Journal::AddSynced(uint64_t records) {
   Add(Kind::kSynced, records, 0);
-  file_->Sync();
+  if (file_) file_->Sync();
 }
 
-std::string BootId() {
-  std::ifstream file("/proc/sys/kernel/random/boot_id");
-  std::string id;
-  std::getline(file, id);
-  return id;
+void Journal::TakeBack() {
+  std::lock_guard lock(mutex_);
+  closed_ = true;
+  if (!file_) file_ = io_.OpenWrite(path_);
+  file_->Truncate(marked_ * kRecordBytes);
 }
 
 }  // namespace reshard

@@ -1,7 +1,7 @@
 // What of a plan is done, so that a run that was stopped goes on where it was.
 //
-// A file of records of 24 bytes, little-endian: kind u32, check u32 (XXH3 of the record's number and of the rest), a
-// u64, b u64. The first that is damaged or torn ends what is believed.
+// A file of records of 24 bytes, little-endian: kind u32, check u32 (XXH3 of the check before and of the rest), a u64,
+// b u64. The first that is damaged or torn, or does not go with those before it, ends what is believed.
 //
 //   begin   a: hash of the boot id     what follows was recorded in that boot
 //   file    a: number, b: inode        a staged file was made anew; what was done in it before is void
@@ -27,7 +27,7 @@ namespace reshard {
 
 class Journal {
  public:
-  // Reads what is there of a plan with so many ops and files. `boot` is BootId() but in tests.
+  // Reads what is there of a plan with so many ops and files. `boot` is Io::BootId() but in tests.
   Journal(Io& io, std::string path, uint64_t ops, size_t files, const std::string& boot);
 
   // Whether the op was done since the file was made: an inode may come back.
@@ -45,6 +45,10 @@ class Journal {
   uint64_t count();
   void AddSynced(uint64_t records);
 
+  // Writing back has failed, which the system tells once: what was recorded behind the last mark may not be so. It
+  // goes, and nothing is added any more.
+  void TakeBack();
+
  private:
   enum class Kind : uint32_t { kBegin = 1, kFile, kOp, kHash, kSynced };
   struct Record;
@@ -60,12 +64,17 @@ class Journal {
   std::map<uint64_t, uint64_t> overflows_;  // of ops that have any
   std::vector<std::optional<uint64_t>> hashes_, inodes_;
 
-  std::mutex mutex_;  // of the two below
-  std::unique_ptr<File> file_;
-  uint64_t count_ = 0;
-};
+  // How many records there are, and the check of the last.
+  struct End {
+    uint64_t count = 0;
+    uint32_t check = 0;
+  };
 
-// Of the running system; another one after each start of it.
-std::string BootId();
+  std::mutex mutex_;  // of what is below
+  std::unique_ptr<File> file_;
+  End end_;
+  uint64_t marked_ = 0;  // records with the last mark
+  bool closed_ = false;
+};
 
 }  // namespace reshard

@@ -116,6 +116,38 @@ TEST_F(JournalTest, BelievesWhatComesBeforeTheFirstDamage) {
   }
 }
 
+// Pages reach the disk in any order: what lies behind a page that a power loss took is of the boot before.
+TEST_F(JournalTest, DoesNotBelieveWhatLiesBehindItsOwnEnd) {
+  {
+    Journal journal = Open("a");
+    for (uint64_t op = 0; op < kOps; ++op) journal.AddOp(op, 0);
+    journal.AddSynced(kOps);
+  }
+  std::string bytes = testing::ReadFile(path());
+  bytes.replace(2 * 24, 24, std::string(24, '\0'));
+  WriteWholeFile(PosixIo(), path(), bytes);
+  Open("b").AddOp(5, 0);
+  EXPECT_EQ(Done(Open("b")), (Numbers{5}));
+  EXPECT_EQ(Done(Open("c")), (Numbers{}));
+}
+
+TEST_F(JournalTest, TakesBackWhatWasNotSynced) {
+  {
+    Journal journal = Open("a");
+    journal.AddOp(1, 0);
+    journal.AddSynced(journal.count());
+    journal.AddOp(2, 0);
+    journal.TakeBack();
+    journal.AddOp(3, 0);  // by a worker that does not know yet
+  }
+  EXPECT_EQ(Done(Open("a")), (Numbers{1}));
+  Journal next = Open("a");
+  next.AddOp(4, 0);
+  EXPECT_EQ(Done(Open("a")), (Numbers{1, 4}));
+  Open("a").TakeBack();
+  EXPECT_EQ(Done(Open("a")), (Numbers{1}));
+}
+
 TEST_F(JournalTest, RefusesNumbersThatThePlanDoesNotHave) {
   {
     Journal longer(io_, path(), 100, 100, "a");

@@ -61,7 +61,7 @@ void Journals::Add(TaskOf task, uint64_t ops) {
   Group& group = groups_[task.count];
   if (!group.shares) group.shares = std::make_unique<Shares>(plan_.files, task.count);
   group.journals[task.number] =
-      std::make_unique<Journal>(io_, JournalOf(path_, task), ops, plan_.files.size(), BootId());
+      std::make_unique<Journal>(io_, JournalOf(path_, task), ops, plan_.files.size(), io_.BootId());
 }
 
 void Journals::Check(const std::vector<uint64_t>& inodes) {

@@ -62,10 +62,10 @@ std::string HostName() {
   return name;
 }
 
-Owner Self() {
+Owner Self(Io& io) {
   Owner self;
   self.host = HostName();
-  self.boot = FirstLine("/proc/sys/kernel/random/boot_id");
+  self.boot = io.BootId();
   std::error_code ignored;  // without /proc: two empty names, and every pid of this host counts
   self.pid_namespace = std::filesystem::read_symlink("/proc/self/ns/pid", ignored).string();
   self.pid = getpid();
@@ -73,8 +73,8 @@ Owner Self() {
   return self;
 }
 
-bool IsAlive(const Owner& owner, int64_t now_ns) {
-  const Owner self = Self();
+bool IsAlive(Io& io, const Owner& owner, int64_t now_ns) {
+  const Owner self = Self(io);
   if (owner.host == self.host && owner.boot != self.boot) return false;
   if (owner.host == self.host && owner.pid_namespace == self.pid_namespace) {
     const std::string start = StartOf(owner.pid);
@@ -88,8 +88,8 @@ std::string NewToken() {
   return Hex(uint64_t{random()} << 32 | random());
 }
 
-std::string TextOf(const std::string& token, bool passing) {
-  const Owner self = Self();
+std::string TextOf(Io& io, const std::string& token, bool passing) {
+  const Owner self = Self(io);
   const Json record = {
       {"token", token},  {"host", self.host},   {"boot", self.boot}, {"pid_namespace", self.pid_namespace},
       {"pid", self.pid}, {"start", self.start}, {"passing", passing}};
@@ -138,7 +138,7 @@ Chain ReadChain(Io& io, const std::string& folder) {
   return chain;
 }
 
-bool HasLiveOwner(const Chain& chain, int64_t now_ns) { return chain.last && IsAlive(*chain.last, now_ns); }
+bool HasLiveOwner(Io& io, const Chain& chain, int64_t now_ns) { return chain.last && IsAlive(io, *chain.last, now_ns); }
 
 Error Owned(const Chain& chain, const std::string& folder) {
   return Error(
@@ -173,7 +173,7 @@ class Temporary {
 }  // namespace
 
 OwnerLock::OwnerLock(Io& io, std::string folder, Stay stay)
-    : io_(io), folder_(std::move(folder)), token_(NewToken()), text_(TextOf(token_, stay == Stay::kPassing)) {
+    : io_(io), folder_(std::move(folder)), token_(NewToken()), text_(TextOf(io, token_, stay == Stay::kPassing)) {
   const auto deadline = std::chrono::steady_clock::now() + kMostWait;
   for (int attempt = 0; attempt < kAttempts && std::chrono::steady_clock::now() < deadline;) {
     switch (TryAcquire()) {
@@ -206,7 +206,7 @@ OwnerLock::Attempt OwnerLock::TryAcquire() {
     file_->WriteAt(text_.data(), text_.size(), 0);
     file_->Sync();
     Chain chain = ReadChain(io_, folder_);
-    if (HasLiveOwner(chain, file_->Info().mtime_ns)) {
+    if (HasLiveOwner(io_, chain, file_->Info().mtime_ns)) {
       if (chain.last->passing) return Attempt::kWait;
       throw Owned(chain, folder_);
     }
@@ -227,7 +227,7 @@ OwnerLock::Attempt OwnerLock::TryAcquire() {
 
 void OwnerLock::RefuseIfOwned(const std::string& folder) {
   const Chain chain = ReadChain(io_, folder);
-  if (HasLiveOwner(chain, file_->Info().mtime_ns)) throw Owned(chain, folder);
+  if (HasLiveOwner(io_, chain, file_->Info().mtime_ns)) throw Owned(chain, folder);
 }
 
 bool OwnerLock::IsLeftover(const std::string& name) const {

@@ -186,7 +186,9 @@ class Publication {
     std::set<std::string> there(listed.begin(), listed.end());
     for (const std::string& entry : entries) {
       if (there.erase(entry) == 0) continue;
-      io_.Rename(JoinPath(places_.target, entry), JoinPath(places_.old, entry));
+      const std::string moved = JoinPath(places_.old, entry);
+      io_.RemoveAll(moved);  // of a rename that a power loss cut, both names are left; another then does nothing
+      io_.Rename(JoinPath(places_.target, entry), moved);
     }
     io_.SyncDirectory(places_.old);
     io_.SyncDirectory(places_.target);

@@ -44,7 +44,12 @@ void SyncMarks::Mark() {
       unsynced_ = 0;
       lock.unlock();
       const uint64_t records = journal_.count();
-      io_.SyncFileSystem(folder_);
+      try {
+        io_.SyncFileSystem(folder_);
+      } catch (...) {
+        journal_.TakeBack();
+        throw;
+      }
       journal_.AddSynced(records);
       lock.lock();
     }

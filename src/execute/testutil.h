@@ -145,6 +145,7 @@ class TestIo : public Io {
   void SyncFileSystem(const std::string&) override { ++file_system_syncs; }
   FreeSpace Free(const std::string& path) override { return io_.Free(path); }
   std::string Canonical(const std::string& path) override { return io_.Canonical(path); }
+  std::string BootId() override { return io_.BootId(); }
 
  private:
   class CountedFile : public File {

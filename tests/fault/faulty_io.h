@@ -1,13 +1,12 @@
 // An Io that counts its calls and lets one of them fail, or end the run: for every n, a test asks what is left after
 // the n-th. Calls that are several system calls (a write, the removal of a tree, folders with their parents) count as
-// several and can stop half way. Syncs are counted, and not passed on: a process that is killed loses nothing that it
-// wrote.
+// several and can stop half way. Syncs are counted; they are not passed on to the real files, since a process that is
+// killed loses nothing that it wrote.
 #pragma once
 
 #include <atomic>
 #include <csignal>
 #include <cstdint>
-#include <filesystem>
 #include <memory>
 #include <optional>
 #include <string>
@@ -24,14 +23,16 @@ struct Killed {};
 
 class FaultyIo : public Io {
  public:
-  explicit FaultyIo(Io& base) : base_(base) {}
+  explicit FaultyIo(Io& base) : base_(base), sync_(&base != &PosixIo()) {}
 
   // Each counts from one, from now on.
   void FailAt(uint64_t call, int error_number) { Arm(Fault::kError, call, error_number); }
+  void FailSyncAt(uint64_t sync, int error_number) { Arm(Fault::kFailedSync, sync, error_number); }
   void KillAt(uint64_t call) { Arm(Fault::kKilled, call, 0); }  // nor does any later call do anything
   void RaiseAt(uint64_t call, int signal) { Arm(Fault::kSignal, call, signal); }
 
   uint64_t calls() const { return calls_; }
+  uint64_t syncs() const { return syncs_; }  // and other calls that tell of data that could not be written back
 
   std::unique_ptr<File> OpenRead(const std::string& path) override {
     Count("reading", path);
@@ -50,8 +51,8 @@ class FaultyIo : public Io {
     return base_.List(path);
   }
   void MakeDirectories(const std::string& path) override {
-    const std::filesystem::path parent = std::filesystem::path(path).parent_path();
-    if (!parent.empty() && !std::filesystem::exists(parent)) MakeDirectories(parent.string());
+    const std::string parent = ParentOf(path);
+    if (!base_.Stat(parent)) MakeDirectories(parent);
     Count("making", path);
     base_.MakeDirectories(path);
   }
@@ -63,8 +64,10 @@ class FaultyIo : public Io {
     Count("linking", from);
     return base_.Link(from, to);
   }
+  // No test that counts has links in what is removed.
   void RemoveAll(const std::string& path) override {
-    if (std::filesystem::is_directory(std::filesystem::symlink_status(path))) {
+    const std::optional<FileInfo> info = base_.Stat(path);
+    if (info && info->type == FileInfo::Type::kDirectory) {
       for (const std::string& name : base_.List(path)) RemoveAll(JoinPath(path, name));
     }
     Count("deleting", path);
@@ -74,8 +77,14 @@ class FaultyIo : public Io {
     Count("deleting", path);
     return base_.RemoveEmptyDirectory(path);
   }
-  void SyncDirectory(const std::string& path) override { Count("syncing", path); }
-  void SyncFileSystem(const std::string& path) override { Count("syncing", path); }
+  void SyncDirectory(const std::string& path) override {
+    CountSync(path);
+    if (sync_) base_.SyncDirectory(path);
+  }
+  void SyncFileSystem(const std::string& path) override {
+    CountSync(path);
+    if (sync_) base_.SyncFileSystem(path);
+  }
   FreeSpace Free(const std::string& path) override {
     Count("reading", path);
     return base_.Free(path);
@@ -84,9 +93,10 @@ class FaultyIo : public Io {
     Count("reading", path);
     return base_.Canonical(path);
   }
+  std::string BootId() override { return base_.BootId(); }
 
  private:
-  enum class Fault { kNone, kError, kKilled, kSignal };
+  enum class Fault { kNone, kError, kFailedSync, kKilled, kSignal };
 
   class FaultyFile : public File {
    public:
@@ -108,9 +118,12 @@ class FaultyIo : public Io {
       io_.Count("writing", path_);
       base_->Truncate(size);
     }
-    void Sync() override { io_.Count("syncing", path_); }
-    void StartWriteBack(uint64_t, uint64_t) override { io_.Count("writing", path_); }
-    void Forget(uint64_t, uint64_t) override { io_.Count("writing", path_); }
+    void Sync() override {
+      io_.CountSync(path_);
+      if (io_.sync_) base_->Sync();
+    }
+    void StartWriteBack(uint64_t, uint64_t) override { io_.CountSync(path_); }
+    void Forget(uint64_t, uint64_t) override { io_.CountSync(path_); }
     FileInfo Info() override {
       io_.Count("reading", path_);
       return base_->Info();
@@ -127,6 +140,7 @@ class FaultyIo : public Io {
     at_ = call;
     number_ = number;
     calls_ = 0;
+    syncs_ = 0;
   }
 
   void Count(const char* doing, const std::string& path) {
@@ -136,11 +150,17 @@ class FaultyIo : public Io {
     if (fault_ == Fault::kSignal && call == at_) std::raise(number_);
   }
 
+  void CountSync(const std::string& path) {
+    Count("syncing", path);
+    if (++syncs_ == at_ && fault_ == Fault::kFailedSync) throw SystemError(number_, "syncing", path);
+  }
+
   Io& base_;
+  const bool sync_;
   Fault fault_ = Fault::kNone;
   uint64_t at_ = 0;
   int number_ = 0;
-  std::atomic<uint64_t> calls_{0};
+  std::atomic<uint64_t> calls_{0}, syncs_{0};
 };
 
 }  // namespace reshard

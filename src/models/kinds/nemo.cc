@@ -236,8 +236,6 @@ Tokenizer TokenizerOf(Io& io, const Checkpoint& source, const Model& model, cons
     tokenizer.artifact = hash.Hex().substr(0, 32) + "_" + file;
     out.copies.push_back({path, tokenizer.artifact});
   }
-  if (auto info = io.Stat(tokenizer.name); info && info->type == FileInfo::Type::kDirectory)
-    tokenizer.name = io.Canonical(tokenizer.name);  // whoever reads it later stands somewhere else
   if (tokenizer.name.empty() && source.kind != kHuggingFace.name)
     throw Error(Code::kInvalidArgument,
                 fmt::format("a {} checkpoint has no tokenizer, expected --hf_model_name to name one", source.kind))
@@ -247,6 +245,8 @@ Tokenizer TokenizerOf(Io& io, const Checkpoint& source, const Model& model, cons
     if (!has_file || model.family->nemo_base == NemoBase::kQwen)
       out.notes.push_back(
           fmt::format("the tokenizer is named by its folder, {}; --hf_model_name names another", tokenizer.name));
+  } else if (auto info = io.Stat(tokenizer.name); info && info->type == FileInfo::Type::kDirectory) {
+    tokenizer.name = io.Canonical(tokenizer.name);  // whoever reads it later stands somewhere else
   }
   if (!IsUtf8(tokenizer.name))
     throw Error(Code::kPermission,
