@@ -1,18 +1,19 @@
 #include "launch/trtllm_build.h"
 
 #include <fmt/format.h>
-#include <spawn.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
-#include <cerrno>
-#include <csignal>
+#include <chrono>
 #include <cstdlib>
 #include <filesystem>
+#include <optional>
+#include <set>
+#include <thread>
 
 #include "base/error.h"
 #include "base/io.h"
 #include "base/json.h"
+#include "launch/process.h"
 
 namespace reshard {
 namespace {
@@ -93,23 +94,47 @@ std::string InFolder(const std::string& folder, std::string_view name) {
   return JoinPath(folder.empty() ? "." : folder, std::string(name));
 }
 
+std::string FindOnPath(std::string_view name) {
+  const char* variable = std::getenv("PATH");
+  const std::string folders = variable ? variable : "";
+  for (size_t begin = 0; begin < folders.size();) {
+    const size_t end = std::min(folders.find(':', begin), folders.size());
+    std::string path = InFolder(folders.substr(begin, end - begin), name);
+    if (access(path.c_str(), X_OK) == 0 && !std::filesystem::is_directory(path)) return path;
+    begin = end + 1;
+  }
+  return "";
+}
+
 }  // namespace
 
 std::span<const BuildOption> BuildOptions() { return kOptions; }
 
 std::string FindTrtllmBuild() {
-  const char* variable = std::getenv("PATH");
-  const std::string folders = variable ? variable : "";
-  for (size_t begin = 0; begin < folders.size();) {
-    const size_t end = std::min(folders.find(':', begin), folders.size());
-    std::string path = InFolder(folders.substr(begin, end - begin), kProgram);
-    if (access(path.c_str(), X_OK) == 0 && !std::filesystem::is_directory(path)) return path;
-    begin = end + 1;
-  }
+  std::string path = FindOnPath(kProgram);
+  if (!path.empty()) return path;
   throw Error(
       Code::kNotFound,
       "it is not on the PATH, expected it to build the engine; --checkpoint_only stops with the checkpoint in OUT")
       .At("looking for", std::string(kProgram));
+}
+
+std::vector<std::string> DockerBuilder(const ClusterConfig& config, uint64_t gpus,
+                                       const std::vector<std::string>& folders) {
+  const auto image = config.containers.find("trtllm");
+  if (image == config.containers.end() || image->second.empty() || !FindOnPath(kProgram).empty()) return {};
+  const std::string docker = FindOnPath("docker");
+  if (docker.empty()) return {};
+  std::vector<std::string> words = {docker,       "run",           "--rm", fmt::format("--gpus={}", gpus),
+                                    "--ipc=host", "--network=host"};
+  for (const Mount& mount : config.mounts)
+    words.insert(words.end(),
+                 {"-v", mount.source + ":" + mount.destination + (mount.flags.empty() ? "" : ":" + mount.flags)});
+  std::set<std::string> parents;
+  for (const std::string& folder : folders) parents.insert(ParentOf(folder));
+  for (const std::string& parent : parents) words.insert(words.end(), {"-v", parent + ":" + parent});
+  words.insert(words.end(), {image->second, std::string(kProgram)});
+  return words;
 }
 
 std::vector<std::string> BuildArguments(const EngineBuild& build) {
@@ -136,37 +161,17 @@ std::vector<std::string> BuildArguments(const EngineBuild& build) {
 }
 
 void BuildEngine(const EngineBuild& build) {
-  std::vector<std::string> words = BuildArguments(build);
-  words.insert(words.begin(), build.program);
-  std::vector<char*> arguments;
-  arguments.reserve(words.size() + 1);
-  for (std::string& word : words) arguments.push_back(word.data());
-  arguments.push_back(nullptr);
-  posix_spawn_file_actions_t actions;
-  posix_spawn_file_actions_init(&actions);
-  posix_spawn_file_actions_adddup2(&actions, STDERR_FILENO, STDOUT_FILENO);
-  posix_spawnattr_t attributes;  // signals that we ignore, it must not
-  posix_spawnattr_init(&attributes);
-  sigset_t defaults;
-  sigemptyset(&defaults);
-  for (int number : {SIGPIPE, SIGXFSZ}) sigaddset(&defaults, number);
-  posix_spawnattr_setsigdefault(&attributes, &defaults);
-  posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGDEF);
-  pid_t child = 0;
-  const int failed = posix_spawn(&child, build.program.c_str(), &actions, &attributes, arguments.data(), environ);
-  posix_spawn_file_actions_destroy(&actions);
-  posix_spawnattr_destroy(&attributes);
-  if (failed) throw SystemError(failed, "running", build.program);
-  int status = 0;
-  while (waitpid(child, &status, 0) == -1)
-    if (errno != EINTR) throw SystemError(errno, "waiting for", build.program);
-  if (WIFEXITED(status) && WEXITSTATUS(status) == 0) return;
-  const std::string how =
-      WIFEXITED(status) ? fmt::format("exit code {}", WEXITSTATUS(status)) : fmt::format("signal {}", WTERMSIG(status));
+  std::vector<std::string> words = build.program;
+  for (const std::string& word : BuildArguments(build)) words.push_back(word);
+  Process process(words, {});
+  std::optional<int> exit;
+  while (!(exit = process.Poll())) std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  if (*exit == 0) return;
+  const std::string how = *exit < 128 ? fmt::format("exit code {}", *exit) : fmt::format("signal {}", *exit - 128);
   throw Error(Code::kIo, fmt::format("it ended with {}, expected exit code 0; the checkpoint stays in {} and is taken "
                                      "up again by the same command",
                                      how, build.checkpoint))
-      .At("running", build.program);
+      .At("running", build.program[0]);
 }
 
 void CheckEngineFolder(const std::string& engine, const std::string& input, bool replace) {
@@ -177,11 +182,12 @@ void CheckEngineFolder(const std::string& engine, const std::string& input, bool
     throw Error(Code::kAlreadyExists, "this is no folder, expected one or nothing").At("making", engine);
   if (io.Stat(input) && io.Canonical(engine) == io.Canonical(input))
     throw Error(Code::kAlreadyExists, "this is the input, expected another folder").At("making", engine);
-  if (!replace && !io.List(engine).empty())
-    throw Error(
-        Code::kAlreadyExists,
-        fmt::format("found {}, expected an empty folder or none; --override builds into it", io.List(engine)[0]))
-        .At("making", engine);
+  if (replace) return;
+  for (const std::string& name : io.List(engine))
+    if (name != "conversion-logs")
+      throw Error(Code::kAlreadyExists,
+                  fmt::format("found {}, expected an empty folder or none; --override builds into it", name))
+          .At("making", engine);
 }
 
 std::vector<std::string> CopyTokenizer(const std::string& from, const std::string& engine) {
