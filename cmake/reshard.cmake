@@ -19,7 +19,6 @@ endif()
 find_package(Threads REQUIRED)
 find_package(nlohmann_json REQUIRED)
 find_package(fmt REQUIRED)
-find_package(CLI11 REQUIRED)
 
 add_library(reshard_settings INTERFACE)
 target_include_directories(reshard_settings INTERFACE ${PROJECT_SOURCE_DIR}/src ${PROJECT_SOURCE_DIR}/include)

@@ -147,6 +147,9 @@ class Conversion {
   std::unique_ptr<State> state_;
 };
 
+// Finishes a publication that an earlier run had begun in a target folder; false where none was.
+bool Commit(const std::string& folder);
+
 struct TensorReport {
   std::string name, dtype;
   std::vector<uint64_t> shape;

@@ -479,4 +479,6 @@ void Conversion::ForEachPart(const std::function<void(const PartReport&)>& tell)
 }
 ConvertReport Conversion::Run() { return state_->Run(); }
 
+bool Commit(const std::string& folder) { return FinishPublication(PosixIo(), folder); }
+
 }  // namespace reshard

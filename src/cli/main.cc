@@ -11,6 +11,7 @@
 
 #include "base/json.h"
 #include "base/text.h"
+#include "cli/launched.h"
 #include "cli/next_ns.h"
 #include "cli/options.h"
 #include "cli/report.h"
@@ -21,11 +22,13 @@ namespace {
 
 constexpr int kDiffers = 1;
 
+constexpr int kInterrupted = 75;
 constexpr int kSignalled = 128;  // and the number of the signal: what shells make of one that kills
 
 std::atomic<bool> stop = false;
 std::atomic<bool> stoppable = false;  // somebody looks at `stop`, and has something to put away
 volatile std::sig_atomic_t stopped_by = 0;
+bool is_task = false;  // one of several that share a conversion
 constexpr int kSignals[] = {SIGINT, SIGTERM};
 std::string last_words[std::size(kSignals)];  // made before the handler is installed
 
@@ -117,7 +120,7 @@ void TellDone(const Options& options, const PlanReport& plan, const ConvertRepor
 }
 
 // Makes the engine of a checkpoint that is complete.
-void MakeEngine(const Options& options, const std::string& program, const PlanReport& plan, Log& log) {
+void MakeEngine(const Options& options, const std::vector<std::string>& program, const PlanReport& plan, Log& log) {
   {
     Stoppable until_done;
     BuildEngine({program, plan.target, options.engine, options.build, &stop});
@@ -133,9 +136,9 @@ int Convert(Options& options, Log& log, bool plan_only) {
   RunOptions& run = options.convert.run;
   run.stop = &stop;
   run.progress = [&](const Progress& progress) { log.Tell(progress); };
-  std::string builder;  // where it is not to be found, nothing is done for it either
+  std::vector<std::string> builder = options.builder;
   if (!options.engine.empty() && !plan_only && !options.dry_run) {
-    builder = FindTrtllmBuild();
+    if (builder.empty()) builder = {FindTrtllmBuild()};  // where there is none, nothing is done for it either
     CheckEngineFolder(options.engine, options.convert.input, options.convert.replace);
   }
   Conversion conversion(options.convert);
@@ -155,7 +158,7 @@ int Convert(Options& options, Log& log, bool plan_only) {
   for (const auto& [tensor, count] : report.overflows)
     log.Note(fmt::format("tensor '{}': {} finite values became infinite", tensor, count));
   TellDone(options, plan, report, std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count(), log);
-  if (!options.engine.empty()) MakeEngine(options, builder, plan, log);
+  if (!options.engine.empty() && !options.convert.task) MakeEngine(options, builder, plan, log);
   return 0;
 }
 
@@ -219,7 +222,15 @@ Json TableJson(const std::vector<TableRow>& rows) {
 }
 
 int RunCommand(const std::string& command, Options& options, Log& log) {
-  if (command == "convert" || command == "plan") return Convert(options, log, command == "plan");
+  if (command == "convert" || command == "plan") {
+    const ClusterConfig config = SettleCluster(options, log);
+    if (config.executor == "slurm" && command == "convert") return RunLaunch(options, config, log);
+    return Convert(options, log, command == "plan");
+  }
+  if (command == "status") return RunStatus(options, log);
+  if (command == "logs") return RunLogs(options, log);
+  if (command == "cancel") return RunCancel(options, log);
+  if (command == "commit") return RunCommit(options, log);
   if (command == "inspect") return RunInspect(options, log);
   if (command == "verify") return RunVerify(options, log);
   if (command == "families")
@@ -227,8 +238,10 @@ int RunCommand(const std::string& command, Options& options, Log& log) {
   return PrintTable(FormatTable(), "kind       format       what", options, TableJson(FormatTable()));
 }
 
+// A task that was stopped is to be run again, by whoever counts them.
 int ExitOf(const Error& error) {
-  return error.code() == Code::kCancelled ? kSignalled + stopped_by : ExitCode(error.code());
+  if (error.code() != Code::kCancelled) return ExitCode(error.code());
+  return is_task ? kInterrupted : kSignalled + stopped_by;
 }
 
 // Returns the exit code.
@@ -281,6 +294,7 @@ int Main(bool called_ns, std::vector<std::string> words) {
       return 0;
     }
     log.SetQuiet(options.quiet);
+    is_task = options.convert.task.has_value();
     return RunCommand(command, options, log);
   } catch (const Error& error) {
     return Fail(log, error);

@@ -278,14 +278,18 @@ std::optional<Json> ReadExecuted(Io& io, const Places& places, const Target& tar
   });
 }
 
-void RollForwardAll(Io& io, const std::string& folder) {
+// Whether there was one.
+bool RollForwardAll(Io& io, const std::string& folder) {
+  bool begun = false;
   for (const std::string& name : io.List(JoinPath(folder, kRoot))) {
     const Places places(folder, name);
     if (!IsPlanId(name) || !io.Stat(JoinPath(places.plan, kPublishing))) continue;
     Publication publication(io, places);
     publication.Load();
     publication.RollForward();
+    begun = true;
   }
+  return begun;
 }
 
 // What is in one of two objects and not, or otherwise, in the other: `dtype was "bf16" and is "fp16"`.
@@ -518,6 +522,14 @@ std::unique_ptr<Seat> Join(Io& io, const Target& target, TaskOf task) {
   auto seat = std::make_unique<TakenSeat>(io, places, task, std::move(superseded));
   for (MadeFolder* made : {&folder, &root, &plan}) made->Keep();
   return seat;
+}
+
+bool FinishPublication(Io& io, const std::string& folder) {
+  const Places places(folder, "");
+  RefuseOddPlaces(io, places);
+  if (!io.Stat(places.root)) return false;
+  OwnerLock lock(io, places.root);
+  return RollForwardAll(io, folder);
 }
 
 void ForgetReceipt(Io& io, const std::string& folder) { io.RemoveAll(JoinPath(folder, kReceipt)); }

@@ -104,6 +104,9 @@ std::unique_ptr<Stage> Claim(Io& io, const Target& target);
 // plan, as many of them, are no obstacle; a live owner and any other task are. Only a claim can publish or discard.
 std::unique_ptr<Seat> Join(Io& io, const Target& target, TaskOf task);
 
+// Rolls a publication that was begun in the folder forward to its end, as Claim does; false where none was begun.
+bool FinishPublication(Io& io, const std::string& folder);
+
 // Takes the receipt away, so that what the folder holds is no longer complete to anyone; no error if there is none.
 void ForgetReceipt(Io& io, const std::string& folder);
 

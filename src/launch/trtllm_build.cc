@@ -1,24 +1,22 @@
 #include "launch/trtllm_build.h"
 
 #include <fmt/format.h>
-#include <spawn.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <chrono>
 #include <csignal>
 #include <cstdlib>
 #include <filesystem>
 #include <map>
 #include <optional>
-#include <system_error>
+#include <set>
 #include <thread>
 
 #include "base/error.h"
 #include "base/io.h"
 #include "base/json.h"
+#include "launch/process.h"
 
 namespace reshard {
 namespace {
@@ -100,6 +98,18 @@ std::string InFolder(const std::string& folder, std::string_view name) {
   return JoinPath(folder.empty() ? "." : folder, std::string(name));
 }
 
+std::string FindOnPath(std::string_view name) {
+  const char* variable = std::getenv("PATH");
+  const std::string folders = variable ? variable : "";
+  for (size_t begin = 0; begin < folders.size();) {
+    const size_t end = std::min(folders.find(':', begin), folders.size());
+    std::string path = InFolder(folders.substr(begin, end - begin), name);
+    if (access(path.c_str(), X_OK) == 0 && !std::filesystem::is_directory(path)) return path;
+    begin = end + 1;
+  }
+  return "";
+}
+
 Json CheckpointConfig(const EngineBuild& build) {
   const std::string path = JoinPath(build.checkpoint, "config.json");
   return ParseJson(ReadWholeFile(PosixIo(), path, kMaxConfig), path);
@@ -127,48 +137,30 @@ bool HoldsAnything(const std::string& engine) {
 Error NotBuilt(const EngineBuild& build, Code code, const std::string& found) {
   Error error(code, fmt::format("{}; the checkpoint stays in {} and is taken up again by the same command{}", found,
                                 build.checkpoint, HoldsAnything(build.engine) ? " with --override" : ""));
-  error.At("running", build.program);
+  error.At("running", build.program[0]);
   return error;
 }
 
-pid_t Start(const EngineBuild& build) {
-  std::vector<std::string> words = BuildArguments(build);
-  words.insert(words.begin(), build.program);
-  std::vector<char*> arguments;
-  arguments.reserve(words.size() + 1);
-  for (std::string& word : words) arguments.push_back(word.data());
-  arguments.push_back(nullptr);
-  posix_spawn_file_actions_t actions;
-  posix_spawn_file_actions_init(&actions);
-  posix_spawn_file_actions_adddup2(&actions, STDERR_FILENO, STDOUT_FILENO);
-  posix_spawnattr_t attributes;  // signals that we ignore, it must not
-  posix_spawnattr_init(&attributes);
-  sigset_t defaults;
-  sigemptyset(&defaults);
-  for (int number : {SIGPIPE, SIGXFSZ}) sigaddset(&defaults, number);
-  posix_spawnattr_setsigdefault(&attributes, &defaults);
-  posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGDEF);
-  pid_t child = 0;
-  const int failed = posix_spawn(&child, build.program.c_str(), &actions, &attributes, arguments.data(), environ);
-  posix_spawn_file_actions_destroy(&actions);
-  posix_spawnattr_destroy(&attributes);
-  if (failed)
-    throw NotBuilt(build, Code::kIo,
-                   fmt::format("it cannot be started ({}), expected a program with its interpreter",
-                               std::generic_category().message(failed)));
-  return child;
+Process Start(const EngineBuild& build) {
+  std::vector<std::string> words = build.program;
+  for (const std::string& word : BuildArguments(build)) words.push_back(word);
+  try {
+    return {words, {}};
+  } catch (const Error& error) {
+    throw NotBuilt(build, Code::kIo, fmt::format("it cannot be started ({})", error.what()));
+  }
 }
 
-// Returns the status of the program, which is ended too where we are asked to stop.
-int Await(const EngineBuild& build, pid_t child) {
+// Returns its exit code; it is ended too where we are asked to stop.
+int Await(const EngineBuild& build, Process process) {
   constexpr std::chrono::milliseconds kBetweenLooks{20};  // a signal wakes us, but not if it comes just before
-  int status = 0;
   bool told = false;
   for (;;) {
-    const pid_t ended = waitpid(child, &status, WNOHANG);
-    if (ended == child) return status;
-    if (ended == -1) throw SystemError(errno, "waiting for", build.program);
-    if (!told && build.stop && *build.stop) told = kill(child, SIGTERM) == 0;
+    if (const std::optional<int> exit = process.Poll()) return *exit;
+    if (!told && build.stop && *build.stop) {
+      process.Signal(SIGTERM);
+      told = true;
+    }
     std::this_thread::sleep_for(kBetweenLooks);
   }
 }
@@ -178,18 +170,30 @@ int Await(const EngineBuild& build, pid_t child) {
 std::span<const BuildOption> BuildOptions() { return kOptions; }
 
 std::string FindTrtllmBuild() {
-  const char* variable = std::getenv("PATH");
-  const std::string folders = variable ? variable : "";
-  for (size_t begin = 0; begin < folders.size();) {
-    const size_t end = std::min(folders.find(':', begin), folders.size());
-    std::string path = InFolder(folders.substr(begin, end - begin), kProgram);
-    if (access(path.c_str(), X_OK) == 0 && !std::filesystem::is_directory(path)) return path;
-    begin = end + 1;
-  }
+  std::string path = FindOnPath(kProgram);
+  if (!path.empty()) return path;
   throw Error(
       Code::kNotFound,
       "it is not on the PATH, expected it to build the engine; --checkpoint_only stops with the checkpoint in OUT")
       .At("looking for", std::string(kProgram));
+}
+
+std::vector<std::string> DockerBuilder(const ClusterConfig& config, uint64_t gpus,
+                                       const std::vector<std::string>& folders) {
+  const auto image = config.containers.find("trtllm");
+  if (image == config.containers.end() || image->second.empty() || !FindOnPath(kProgram).empty()) return {};
+  const std::string docker = FindOnPath("docker");
+  if (docker.empty()) return {};
+  std::vector<std::string> words = {docker,       "run",           "--rm", fmt::format("--gpus={}", gpus),
+                                    "--ipc=host", "--network=host"};
+  for (const Mount& mount : config.mounts)
+    words.insert(words.end(),
+                 {"-v", mount.source + ":" + mount.destination + (mount.flags.empty() ? "" : ":" + mount.flags)});
+  std::set<std::string> parents;
+  for (const std::string& folder : folders) parents.insert(ParentOf(folder));
+  for (const std::string& parent : parents) words.insert(words.end(), {"-v", parent + ":" + parent});
+  words.insert(words.end(), {image->second, std::string(kProgram)});
+  return words;
 }
 
 std::vector<std::string> BuildArguments(const EngineBuild& build) {
@@ -215,12 +219,12 @@ std::vector<std::string> BuildArguments(const EngineBuild& build) {
 
 void BuildEngine(const EngineBuild& build) {
   const auto before = EngineFiles(build);
-  const int status = Await(build, Start(build));
+  const int exit = Await(build, Start(build));
   if (build.stop && *build.stop) throw NotBuilt(build, Code::kCancelled, "stopped by a signal, and it with us");
-  if (!WIFEXITED(status) || WEXITSTATUS(status) != 0)
+  if (exit != 0)
     throw NotBuilt(build, Code::kIo,
-                   fmt::format("it ended with {} {}, expected exit code 0", WIFEXITED(status) ? "exit code" : "signal",
-                               WIFEXITED(status) ? WEXITSTATUS(status) : WTERMSIG(status)));
+                   fmt::format("it ended with {} {}, expected exit code 0", exit > 128 ? "signal" : "exit code",
+                               exit > 128 ? exit - 128 : exit));
   for (const auto& [name, info] : EngineFiles(build)) {
     const std::optional<FileInfo>& old = before.at(name);
     if (info && !(old && old->inode == info->inode && old->mtime_ns == info->mtime_ns)) continue;

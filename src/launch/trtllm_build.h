@@ -3,10 +3,13 @@
 #pragma once
 
 #include <atomic>
+#include <cstdint>
 #include <span>
 #include <string>
 #include <string_view>
 #include <vector>
+
+#include "launch/cluster_config.h"
 
 namespace reshard {
 
@@ -20,8 +23,13 @@ std::span<const BuildOption> BuildOptions();
 // The path of the trtllm-build on the PATH. Errors: kNotFound, which names --checkpoint_only.
 std::string FindTrtllmBuild();
 
+// The words that run the trtllm-build of a configuration's image in a container of Docker, which sees the mounts and
+// the parents of `folders` under their own names; empty where there is one on the PATH, or no image, or no Docker.
+std::vector<std::string> DockerBuilder(const ClusterConfig& config, uint64_t gpus,
+                                       const std::vector<std::string>& folders);
+
 struct EngineBuild {
-  std::string program;  // of FindTrtllmBuild
+  std::vector<std::string> program;  // the words that its own options are appended to
   std::string checkpoint, engine;
   std::vector<std::string> extra;           // words for trtllm-build, which override what is passed by default
   const std::atomic<bool>* stop = nullptr;  // when it turns true, the program is ended (SIGTERM); not owned

@@ -10,7 +10,7 @@ import tiny_model
 from black_box import TO_HF, TO_NEMO, assert_refused, convert, run
 from program import files
 
-COMMANDS = ("convert", "plan", "inspect", "verify", "families", "formats")
+COMMANDS = ("convert", "plan", "inspect", "verify", "status", "logs", "cancel", "commit", "families", "formats")
 
 
 def parsed(*arguments, code=0):

@@ -105,8 +105,7 @@ def test_memory_below_the_need_names_the_need(source, tmp_path):
     assert_refused(run("convert", source, tmp_path / "out", *TO_NEMO, "--max_memory=1KiB"), (2,), r"max_memory", r"\d")
 
 
-@pytest.mark.parametrize("words, said", [(("--to=megatron",), r"megatron"),
-                                         (("--to=nemo", "--cluster=slurm"), r"--cluster")])
+@pytest.mark.parametrize("words, said", [(("--to=megatron",), r"megatron")])
 def test_what_is_not_there_yet_is_refused_by_name(source, tmp_path, words, said):
     assert_refused(run("convert", source, tmp_path / "out", *words), (5,), said)
     assert not (tmp_path / "out").exists()
@@ -204,6 +203,83 @@ def test_called_ns_it_wants_to_be_told_the_target_too(source, tmp_path):
     assert_refused(run("convert", source, tmp_path / "out", program=program), (2,), r"no target kind.*--to")
 
 
+@pytest.mark.parametrize("missing", ["--input_model", "--output_model", "--convert_to", "--num_gpus"])
+def test_called_ns_it_demands_what_the_original_demands(source, tmp_path, missing):
+    words = [f"--input_model={source}", f"--output_model={tmp_path / 'out'}", "--convert_to=hf", "--num_gpus=1"]
+    program = link_named_ns(tmp_path / "bin") / "ns"
+    words = [word for word in words if not word.startswith(missing + "=")]
+    said = {"--input_model": "no input", "--output_model": "no output", "--convert_to": "no target kind"}
+    assert_refused(run("convert", *words, program=program), (2,), said.get(missing, "no --num_gpus"))
+
+
+@pytest.mark.parametrize("words, whole", [
+    (("--over",), "--override"), (("--max-shard", "1GB"), "--max_shard_size=1GB"), (("--prec=16",), "--precision=16"),
+    (("--hf-model=x/y",), "--hf_model_name=x/y")])
+def test_beginnings_of_the_options_of_scripts(source, tmp_path, words, whole):
+    """argparse takes them where they are not ambiguous."""
+    assert plan(source, tmp_path / "out", "--to=hf", *words) == plan(source, tmp_path / "out", "--to=hf", whole)
+
+
+@pytest.mark.parametrize("word", ["--input", "--convert_t=hf", "--clust=x", "--num=1", "--o"])
+def test_beginnings_of_the_options_of_ns_are_not_taken(source, tmp_path, word):
+    """Click takes none, and what two options begin with is neither."""
+    assert_refused(run("convert", source, tmp_path / "o", "--to=hf", word), (2,), "is not known")
+
+
+def test_beginnings_of_options_of_a_trtllm_target(source, tmp_path):
+    planned = plan(source, tmp_path / "out", "--to=trtllm", "--use_weight", "--weight_only_prec", "int4")
+    assert planned == plan(source, tmp_path / "out", "--to=trtllm", "--use_weight_only", "--weight_only_precision=int4")
+    assert_refused(run("plan", source, tmp_path / "out", "--to=trtllm", "--max_b"), (2,), "--max_b is not known")
+    assert_refused(run("plan", source, tmp_path / "out", "--to=trtllm", "-sq", "0.5"), (5,), "activations")
+
+
+def test_a_value_may_look_like_an_option(source, tmp_path):
+    """As in Click, an option takes the next word, whatever it is."""
+    assert_refused(run("convert", source, tmp_path / "out", "--to=hf", "--workers", "--verify"), (2,), "workers.*--verify")
+    assert_refused(run("convert", source, tmp_path / "out", "--to=hf", "--workers", "-3"), (2,), "workers.*-3")
+
+
+def test_a_precision_without_a_value_is_int8(source, tmp_path):
+    words = (source, tmp_path / "out", "--to=trtllm", "--use_weight_only", "--weight_only_precision")
+    assert plan(*words) == plan(*words[:-1])
+    assert plan(*words, "--tp_size=1") == plan(*words[:-1])
+
+
+@pytest.mark.parametrize("words, whole", [
+    ("--use_weight_only --weight_only_precision int4", ("--use_weight_only", "--weight_only_precision=int4")),
+    ("--use-weight-only  '--weight_only_precision=int4' --workers 3",
+     ("--use_weight_only", "--weight_only_precision=int4")),
+    ("--n_layer 7 --moe_top_k 2 --load_by_shard --dtype float16", ("--dtype=fp16",)),
+])
+def test_options_of_the_checkpoint_in_one_word(source, tmp_path, words, whole):
+    given = plan(source, tmp_path / "out", "--to=trtllm", "--dtype=bf16", "--trt_prepare_args", words)
+    assert given["plan_id"] == plan(source, tmp_path / "out", "--to=trtllm", "--dtype=bf16", *whole)["plan_id"]
+
+
+def test_options_of_the_checkpoint_in_one_word_that_are_wrong(source, tmp_path):
+    for words, said in (("--use_weight_onyl", "did you mean --use_weight_only"), ("'open", "quotes")):
+        result = run("plan", source, tmp_path / "out", "--to=trtllm", f"--trt_prepare_args={words}")
+        assert_refused(result, (2,), said)
+    result = run("convert", source, tmp_path / "out", "--to=hf", "--trt_prepare_args=--nonsense")
+    assert result.code == 0 and "--trt_prepare_args is not needed" in result.err, result
+
+
+@pytest.mark.parametrize("word", ["--reuse_code", "--no-reuse_code", "--reuse_code_exp=x", "--skip_hf_home_check"])
+def test_options_about_the_originals_code_are_needless(source, tmp_path, word):
+    result = run("convert", source, tmp_path / "out", "--to=hf", word)
+    assert result.code == 0 and "is not needed" in result.err, result
+
+
+@pytest.mark.parametrize("words, said", [
+    (("--sbatch_kwargs=[1]",), "JSON object"), (("--sbatch_arguments={",), "JSON object"),
+    (("--sbatch-kwargs={\"a\": {}}",), "JSON object"), (("--time_min=soon",), "time_min.*soon"),
+    (("--expname=a/b",), "expname"), (("--expname=",), "expname"), (("--mount_paths=/a",), "SRC:DST"),
+    (("--convert_tasks=0",), "convert_tasks"), (("--convert_task=1",), "less than --convert_tasks"),
+    (("--exclusive=yes",), "was given a value")])
+def test_values_of_launching_options_that_make_no_sense(source, tmp_path, words, said):
+    assert_refused(run("convert", source, tmp_path / "out", "--to=hf", *words), (2,), said)
+
+
 def test_other_commands_of_ns_go_to_the_next_one_on_the_path(tmp_path):
     first, second = link_named_ns(tmp_path / "first"), tmp_path / "second"
     second.mkdir()
@@ -219,7 +295,7 @@ def test_other_commands_of_ns_go_to_the_next_one_on_the_path(tmp_path):
 def test_called_ns_it_writes_bf16(tmp_path):
     source = tiny_model.write_hf(tmp_path / "in", named=tiny_model.tensors(dtype="F32"))
     (tmp_path / "ns").symlink_to(BINARY)
-    words = (f"--input_model={source}", "--convert_from=hf", "--convert_to=hf")
+    words = (f"--input_model={source}", "--convert_from=hf", "--convert_to=hf", "--num_gpus=1")
     assert run("convert", *words, f"--output_model={tmp_path / 'a'}", program=tmp_path / "ns").code == 0
     assert run("convert", *words, f"--output_model={tmp_path / 'b'}").code == 0
     assert {tensor.dtype for tensor in tiny_model.read_hf(tmp_path / "a").values()} == {"BF16"}

@@ -1,0 +1,84 @@
+#include "cli/option_table.h"
+
+namespace reshard::cli {
+namespace {
+
+// Powers of 1000 only, as transformers has them: a shard of 5GiB would be another split than save_pretrained's.
+uint64_t ShardSize(const std::string& value) {
+  if (value.find_first_of("iI") != value.npos)
+    throw Usage("--max_shard_size is '" + value + "', expected a size in KB, MB, GB or TB");
+  return ParseSize(value, "--max_shard_size");
+}
+
+}  // namespace
+
+std::vector<OptionRow> ConvertRows() {
+  return {
+
+      {"--input_model,--in_path", "PATH", kConvert, "the checkpoint to read (same as IN)",
+       [](Options& o, const std::string& v) { o.convert.input = v; }, "", "", kPath},
+      {"--output_model,--out_path", "PATH", kConvert, "the folder to make (same as OUT)",
+       [](Options& o, const std::string& v) { o.convert.output = v; }, "", "", kPath},
+      {"--convert_from,--from", "KIND", kConvert, "hf, nemo or trtllm; by default what IN is",
+       [](Options& o, const std::string& v) { o.convert.from = v; }},
+      {"--convert_to,--to", "KIND", kConvert, "hf, nemo or trtllm",
+       [](Options& o, const std::string& v) { o.convert.to = v; }},
+      {"--model_type", "GROUP", kConvert | kInspect | kVerify,
+       "llama (Llama, Mistral) or qwen (Qwen 2, 3); by default as\nthe files say",
+       [](Options& o, const std::string& v) {
+         o.convert.model_type = OneOf("--model_type", v, {"llama", "qwen"});
+       }},
+      {"--hf_model_name", "NAME", kConvert | kInspect | kVerify,
+       "a folder or a hub name: the tokenizer of a NeMo target, the\nconfig and tokenizer that a NeMo or trtllm source "
+       "came from",
+       [](Options& o, const std::string& v) { o.convert.hf_model_name = v; }, "nemo trtllm", "nemo", kPath},
+      {"--dtype,--precision", "DTYPE", kConvert, "bf16, fp16 or fp32; by default every tensor keeps its own",
+       [](Options& o, const std::string& v) { o.convert.dtype = v; }},
+      {"--vocab_size", "N", kConvert | kInspect | kVerify,
+       "rows of the vocabulary without padding, where a source\ndoes not say",
+       [](Options& o, const std::string& v) { o.convert.vocab_size = Count("--vocab_size", v, 1, uint64_t{1} << 23); },
+       "nemo trtllm"},
+      {"--untie_embeddings", "", kConvert, "write the head of a tied model as a tensor of its own",
+       [](Options& o, const std::string&) { o.convert.untie_embeddings = true; }},
+      {"--allow_rope", "config_only", kConvert, "store rope settings that no NeMo model reads, for the way back",
+       [](Options& o, const std::string& v) {
+         OneOf("--allow_rope", v, {"config_only"});
+         o.convert.rope_config_only = true;
+       },
+       "", "nemo"},
+      {"--allow_overflow", "", kConvert, "publish although a cast made finite values infinite",
+       [](Options& o, const std::string&) { o.convert.allow_overflow = true; }},
+      {"--max_shard_size", "SIZE", kConvert, "the most bytes of one safetensors file, 10GB by default",
+       [](Options& o, const std::string& v) { o.convert.max_shard_size = ShardSize(v); }, "", "hf"},
+      {"--override", "", kConvert, "replace what OUT holds, once the new checkpoint is complete",
+       [](Options& o, const std::string&) { o.convert.replace = true; }},
+      {"--verify", "", kConvert, "compare the result with the source before it is published",
+       [](Options& o, const std::string&) { o.convert.verify = true; }},
+      {"--max_memory", "SIZE", kConvert | kInspect | kVerify, "the most resident memory, by default 256MiB",
+       [](Options& o, const std::string& v) { o.convert.run.max_memory = ParseSize(v, "--max_memory"); }},
+      {"--workers", "N", kConvert | kVerify, "threads that move data; by default one a core, 2 to 8",
+       [](Options& o, const std::string& v) {
+         o.convert.run.workers = static_cast<unsigned>(Count("--workers", v, 1, 256));
+       }},
+      {"--io_engine", "NAME", kConvert, "buffered, or discard: move all data and write none, for\nmeasuring",
+       [](Options& o, const std::string& v) {
+         o.convert.discard = OneOf("--io_engine", v, {"buffered", "discard"}) == "discard";
+       }},
+      {"--json", "", kConvert | kInspect | kVerify | kTables | kStatus, "print results as JSON",
+       [](Options& o, const std::string&) { o.json = true; }, "", "", kLaunch},
+      {"--log_format", "text|json", kConvert | kInspect | kVerify | kLaunched,
+       "how progress, notes and errors look on stderr",
+       [](Options& o, const std::string& v) {
+         o.log_format = OneOf("--log_format", v, {"text", "json"});
+       }},
+      {"--quiet", "", kConvert | kInspect | kVerify | kLaunched, "no progress, no notes",
+       [](Options& o, const std::string&) { o.quiet = true; }},
+      {"--cpu_only", "", kConvert, "accepted; nothing here needs a GPU",
+       Needless("--cpu-only", "nothing here uses a GPU")},
+      {"--tmp_out_path", "PATH", kConvert, "accepted; there is no intermediate file",
+       Needless("--tmp-out-path", "weights are streamed, there is no intermediate file")},
+      {"--help,-h", "", kAll, "this text", [](Options& o, const std::string&) { o.help = true; }},
+  };
+}
+
+}  // namespace reshard::cli
