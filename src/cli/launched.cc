@@ -87,13 +87,6 @@ void TranslatePaths(Options& options, Translator& translate) {
   }
 }
 
-std::vector<std::string> WordsOf(const Options& options) {
-  std::vector<std::string> words;
-  for (const Options::Given& given : options.given)
-    words.push_back(given.name + (given.value ? "=" + *given.value : ""));
-  return words;
-}
-
 LaunchRequest RequestOf(const Options& options, const ClusterConfig& config) {
   LaunchRequest request;
   request.config = config;
@@ -309,6 +302,13 @@ void TellLaunched(const Options& options, const Experiment& experiment, Log& log
 }
 
 }  // namespace
+
+std::vector<std::string> WordsOf(const Options& options) {
+  std::vector<std::string> words;
+  for (const Options::Given& given : options.given)
+    words.push_back(given.name + (given.value ? "=" + *given.value : ""));
+  return words;
+}
 
 ClusterConfig SettleCluster(Options& options, Log& log) {
   const LaunchOptions& launch = options.launch;

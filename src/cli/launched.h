@@ -11,6 +11,9 @@ namespace reshard::cli {
 // and local its variables are set for this process.
 ClusterConfig SettleCluster(Options& options, Log& log);
 
+// The words of a command convert that does what the options say, but for what is about launching.
+std::vector<std::string> WordsOf(const Options& options);
+
 // Submits the conversion, or prints what would be.
 int RunLaunch(const Options& options, const ClusterConfig& config, Log& log);
 

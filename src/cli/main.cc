@@ -12,6 +12,7 @@
 #include "base/json.h"
 #include "base/text.h"
 #include "cli/launched.h"
+#include "cli/local_tasks.h"
 #include "cli/next_ns.h"
 #include "cli/options.h"
 #include "cli/report.h"
@@ -28,7 +29,8 @@ constexpr int kSignalled = 128;  // and the number of the signal: what shells ma
 std::atomic<bool> stop = false;
 std::atomic<bool> stoppable = false;  // somebody looks at `stop`, and has something to put away
 volatile std::sig_atomic_t stopped_by = 0;
-bool is_task = false;  // one of several that share a conversion
+std::atomic<bool> is_task = false;      // one of several that share a conversion
+std::atomic<bool> one_of_many = false;  // whose parent says that they were stopped
 constexpr int kSignals[] = {SIGINT, SIGTERM};
 std::string last_words[std::size(kSignals)];  // made before the handler is installed
 
@@ -37,8 +39,8 @@ extern "C" void OnSignal(int number) {
   stop = true;
   if (stoppable) return;
   const std::string& words = last_words[number == kSignals[0] ? 0 : 1];
-  [[maybe_unused]] ssize_t written = write(STDERR_FILENO, words.data(), words.size());
-  _exit(kSignalled + number);
+  [[maybe_unused]] ssize_t written = one_of_many ? 0 : write(STDERR_FILENO, words.data(), words.size());
+  _exit(is_task ? kInterrupted : kSignalled + number);
 }
 
 // While it lives a signal asks to stop; else it ends the program on the spot, which then only reads.
@@ -90,6 +92,25 @@ Json OverflowsJson(const ConvertReport& report) {
   return json;
 }
 
+std::string DoneText(const Options& options, const PlanReport& plan, const ConvertReport& report, double seconds) {
+  const ConvertOptions& convert = options.convert;
+  const bool tasks = convert.tasks > 1 && !convert.task;  // which have written what was staged, just now
+  const uint64_t now = report.bytes_written + (tasks ? report.bytes_staged : 0);
+  std::string text = fmt::format(
+      "{} {}: {}, {}",
+      convert.discard ? "measured and discarded"
+      : convert.task  ? "staged in"
+                      : "wrote",
+      plan.target,
+      convert.task ? fmt::format("share {} of {}", *convert.task, convert.tasks) : Counted(report.files, "file"),
+      HumanBytes(report.bytes_written + report.bytes_staged));
+  if (report.bytes_staged > 0 && !tasks) text += fmt::format(", {} of it before,", HumanBytes(report.bytes_staged));
+  text += fmt::format(" in {:.1f} s ({}/s)", seconds,
+                      HumanBytes(static_cast<uint64_t>(static_cast<double>(now) / seconds)));
+  if (tasks) text += fmt::format(" by {} tasks", convert.tasks);
+  return report.verified ? text + ", verified against the source" : text;
+}
+
 // On stderr, and as JSON on stdout where that is asked for.
 void TellDone(const Options& options, const PlanReport& plan, const ConvertReport& report, double seconds, Log& log) {
   Json json = {{"plan_id", plan.id},
@@ -105,16 +126,13 @@ void TellDone(const Options& options, const PlanReport& plan, const ConvertRepor
     const Json numbers = {{"files", report.files},
                           {"bytes_read", report.bytes_read},
                           {"bytes_written", report.bytes_written},
+                          {"bytes_staged", report.bytes_staged},
                           {"seconds", seconds},
                           {"overflows", OverflowsJson(report)}};
     Json event = {{"event", "done"}, {"plan_id", plan.id}, {"verified", report.verified}};
     event.update(numbers);
     json.update(numbers);
-    log.Done(
-        fmt::format("{} {}: {}, {} in {:.1f} s ({}/s){}", options.convert.discard ? "measured and discarded" : "wrote",
-                    plan.target, Counted(report.files, "file"), HumanBytes(report.bytes_written), seconds,
-                    HumanBytes(static_cast<uint64_t>(static_cast<double>(report.bytes_written) / seconds)), verified),
-        event);
+    log.Done(DoneText(options, plan, report, seconds), event);
   }
   if (options.json) Print(Dump(json));
 }
@@ -153,6 +171,12 @@ int Convert(Options& options, Log& log, bool plan_only) {
     return 0;
   }
   for (const std::string& note : plan.notes) log.Note(note);
+  if (options.convert.tasks > 1 && !options.convert.task && plan.obstacles.empty()) {
+    Stoppable until_done;
+    const int exit = RunLocalTasks(options, plan, stop, log);
+    if (stop) throw Error(Code::kCancelled, "stopped by a signal; run the same command again");
+    if (exit != 0) return exit;
+  }
   ConvertReport report = RunStoppable(conversion);
   for (const std::string& note : report.notes) log.Note(note);
   for (const auto& [tensor, count] : report.overflows)
@@ -247,7 +271,7 @@ int ExitOf(const Error& error) {
 // Returns the exit code.
 int Fail(Log& log, const Error& error) {
   const int exit = ExitOf(error);
-  log.Failure(error, exit);
+  if (!one_of_many || error.code() != Code::kCancelled) log.Failure(error, exit);
   return exit;
 }
 
@@ -295,6 +319,7 @@ int Main(bool called_ns, std::vector<std::string> words) {
     }
     log.SetQuiet(options.quiet);
     is_task = options.convert.task.has_value();
+    one_of_many = is_task && options.quiet;
     return RunCommand(command, options, log);
   } catch (const Error& error) {
     return Fail(log, error);

@@ -343,6 +343,8 @@ void SettleTasks(const ConvertOptions& convert) {
   if (convert.task && *convert.task >= convert.tasks)
     throw Usage(fmt::format("--convert_task is {}, expected less than --convert_tasks, which is {}", *convert.task,
                             convert.tasks));
+  if (convert.discard && convert.tasks > 1)
+    throw Usage("--convert_tasks is given with --io_engine=discard, expected one of them: tasks share what is written");
 }
 
 std::string OptionHelp(const OptionRow& row) {

@@ -7,6 +7,7 @@
 
 #include <cerrno>
 #include <csignal>
+#include <cstring>
 #include <utility>
 
 #include "base/error.h"
@@ -26,7 +27,12 @@ void Become(char** arguments, const Process::Streams& streams, bool leash, pid_t
   if (in == -1 || out == -1 || err == -1) return;
   if (dup2(in, STDIN_FILENO) == -1 || dup2(out, STDOUT_FILENO) == -1 || dup2(err, STDERR_FILENO) == -1) return;
   for (int number : {SIGPIPE, SIGXFSZ}) signal(number, SIG_DFL);
-  execvp(arguments[0], arguments);
+  // execvp would take a file that is no program for a script of sh.
+  if (std::strchr(arguments[0], '/')) {
+    execv(arguments[0], arguments);
+  } else {
+    execvp(arguments[0], arguments);
+  }
 }
 
 }  // namespace

@@ -147,7 +147,8 @@ Process Start(const EngineBuild& build) {
   try {
     return {words, {}};
   } catch (const Error& error) {
-    throw NotBuilt(build, Code::kIo, fmt::format("it cannot be started ({})", error.what()));
+    throw NotBuilt(build, Code::kIo,
+                   fmt::format("it cannot be started ({}), expected a program with its interpreter", error.message()));
   }
 }
 

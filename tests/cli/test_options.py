@@ -143,11 +143,6 @@ def test_options_of_the_original_that_change_nothing(source, tmp_path, option):
     assert f"{option} is not needed" in result.err
 
 
-def test_options_within_another_are_to_be_given_themselves(source, tmp_path):
-    result = run("convert", source, tmp_path / "out", "--to=trtllm", "--trt_prepare_args=--use_weight_only")
-    assert_refused(result, (2,), r"--trt_prepare_args", r"--use_weight_only", r"options of convert")
-
-
 @pytest.mark.parametrize("word", ["--vocab_size=7", "--hf_model_name=does/not"])
 def test_hint_that_means_nothing_for_what_is_looked_at_is_told(source, nemo, word):
     name = word.split("=")[0]
