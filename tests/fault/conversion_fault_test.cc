@@ -48,6 +48,7 @@ void SmallShards(ConvertOptions& options) {
   options.max_shard_size = 30'000;
   options.dtype = "fp32";
 }
+void SeveralTasks(ConvertOptions& options) { options.tasks = 3; }
 void SeveralWorkers(ConvertOptions& options) { options.run.workers = 3; }
 
 const Case kCases[] = {
@@ -62,6 +63,8 @@ const Case kCases[] = {
     {"NemoToTrtllmOverTrtllm", "llama-tp2-bf16-zarr/nemo", "trtllm", "trtllm/qwen2-gqa-tp2/trtllm", TwoRanks},
     {"HfToHfOverNemo", "llama-tp2-bf16-zarr/hf", "hf", "mistral-bf16-zarr/nemo", SmallShards},
     {"NemoToHfWithThreeWorkers", "llama-tp2-bf16-zarr/nemo", "hf", "", SeveralWorkers},
+    {"HfToNemoByThreeTasks", "llama-tp2-bf16-zarr/hf", "nemo", "", SeveralTasks},
+    {"NemoToHfByThreeTasksOverHf", "llama-tp2-bf16-zarr/nemo", "hf", "mistral-bf16-zarr/hf", SeveralTasks},
 };
 
 enum class Fault { kPowerLoss, kKill, kFailedSync, kEio, kEnospc };
@@ -124,7 +127,16 @@ class ConversionFault : public testing::TestWithParam<Case> {
     return options;
   }
 
-  static ConvertReport Convert(Io& io) { return Conversion(Options(), io).Run(); }
+  // All of it by one run, or the shares of several one after the other and then what publishes.
+  static ConvertReport Convert(Io& io) {
+    ConvertOptions options = Options();
+    for (uint32_t task = 0; options.tasks > 1 && task < options.tasks; ++task) {
+      options.task = task;
+      Conversion(options, io).Run();
+    }
+    options.task.reset();
+    return Conversion(options, io).Run();
+  }
 
   // A run that ends at the n-th call, or before: then false.
   static bool RunUntil(VolatileIo& disk, Fault fault, uint64_t n) {
@@ -153,12 +165,11 @@ class ConversionFault : public testing::TestWithParam<Case> {
   // The process that made them is this one, and lives on.
   static void LetOwnersDie(Io& io) {
     const std::string root = JoinPath(kOut, ".reshard");
-    if (!io.Stat(root)) return;
-    for (const std::string& name : io.List(root)) {
-      if (!name.starts_with("owner")) continue;
-      Json owner = Json::parse(ReadWholeFile(io, JoinPath(root, name), kMostFileBytes));
+    for (const auto& [path, bytes] : FilesBelow(io, root)) {
+      if (!path.substr(path.rfind('/') + 1).starts_with("owner")) continue;
+      Json owner = Json::parse(bytes);
       owner["start"] = "0";
-      WriteWholeFile(io, JoinPath(root, name), owner.dump());
+      WriteWholeFile(io, JoinPath(root, path), owner.dump());
     }
   }
 
@@ -229,7 +240,9 @@ uint64_t ConversionFault::points_ = 0;
 
 TEST_P(ConversionFault, LeavesOldOrNothingOrNewAtEveryCallAndTheNextRunEndsIt) {
   for (const FaultRow& row : kFaults) {
-    const uint64_t stride = TryAll() ? 1 : row.stride;
+    // A task that failed would live on here, and so would what it holds.
+    if (Options().tasks > 1 && row.fault != Fault::kPowerLoss && row.fault != Fault::kKill) continue;
+    const uint64_t stride = TryAll() ? 1 : row.stride * (Options().tasks > 1 ? 10 : 1);
     uint64_t n = 1;
     for (bool more = true; more; n += stride) {
       SCOPED_TRACE(std::string(row.name) + " at call " + std::to_string(n));
@@ -245,7 +258,7 @@ TEST_P(ConversionFault, LeavesOldOrNothingOrNewAtEveryCallAndTheNextRunEndsIt) {
 }
 
 TEST_P(ConversionFault, MayBeFollowedByAnother) {
-  const uint64_t stride = TryAll() ? 7 : 53;
+  const uint64_t stride = (TryAll() ? 7 : 97) * Options().tasks;
   for (uint64_t first = 40;; first += stride) {
     for (uint64_t second = 3;; second += stride) {
       SCOPED_TRACE("loss of power at call " + std::to_string(first) + ", then at " + std::to_string(second));
@@ -267,6 +280,7 @@ TEST_P(ConversionFault, GoesOnWhereTheDiskWasFull) {
   Prepare(disk);
   Prepare(undisturbed);
   ConvertOptions options = Options();
+  options.tasks = 1;
   options.run.progress = [&](const Progress&) { disk.LetFree(10 * 4096); };
   try {
     Conversion(options, disk).Run();
@@ -276,7 +290,8 @@ TEST_P(ConversionFault, GoesOnWhereTheDiskWasFull) {
   }
   EXPECT_EQ(WithoutOurs(FilesBelow(disk, kOut)), old_);
   disk.LetFree(uint64_t{1} << 30);
-  EXPECT_LT(Convert(disk).bytes_read, Convert(undisturbed).bytes_read);
+  options.run.progress = nullptr;
+  EXPECT_LT(Conversion(options, disk).Run().bytes_read, Conversion(options, undisturbed).Run().bytes_read);
   ExpectWhole(disk);
 }
 

@@ -84,6 +84,8 @@ struct Direction {
   const char *name, *input, *to;
 };
 
+void PrintTo(const Direction& row, std::ostream* out) { *out << row.name; }
+
 class SystemCall : public testing::TestWithParam<Direction> {
  protected:
   static void TearDownTestSuite() { std::cout << "points tried: " << points_ << "\n"; }
