@@ -3,7 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <set>
+#include <filesystem>
 
 #include "base/bytes.h"
 #include "base/error.h"
@@ -141,6 +141,8 @@ std::string CommonState(const std::vector<std::string>& states) {
 }
 
 std::string StateOf(const Experiment& experiment) {
+  // The last job makes sure of all that the others should have done.
+  if (!experiment.jobs.empty() && experiment.jobs.back().state.state == "COMPLETED") return "COMPLETED";
   std::vector<std::string> states;
   for (const JobRecord& job : experiment.jobs) states.push_back(job.state.state);
   return CommonState(states);
@@ -203,7 +205,7 @@ std::vector<Experiment> LoadExperiments(Io& io, const std::string& home) {
 }
 
 std::vector<Experiment> FindExperiments(const std::vector<Experiment>& all, const std::string& name) {
-  std::string folder = name;
+  std::string folder = std::filesystem::absolute(name).lexically_normal().string();
   while (folder.size() > 1 && folder.back() == '/') folder.pop_back();
   std::vector<Experiment> found;
   for (const Experiment& experiment : all) {

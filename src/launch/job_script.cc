@@ -101,7 +101,8 @@ trap 'stopped=1' TERM
 
 run() {
 )sh" + Installation(job) +
-         "  " + Call(job) + R"sh(
+         (job.shape == Shape::kAllocation ? "  # shellcheck disable=SC2016  # for the task's own shell\n" : "") + "  " +
+         Call(job) + R"sh(
 }
 
 record RUNNING "$(hostname)"
