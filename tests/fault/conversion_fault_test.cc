@@ -75,9 +75,9 @@ struct FaultRow {
 };
 constexpr FaultRow kFaults[] = {{Fault::kPowerLoss, "loss of power", 1},
                                 {Fault::kFailedSync, "lost write-back", 1},
-                                {Fault::kKill, "kill", 5},
-                                {Fault::kEio, "EIO", 5},
-                                {Fault::kEnospc, "ENOSPC", 7}};
+                                {Fault::kKill, "kill", 11},
+                                {Fault::kEio, "EIO", 11},
+                                {Fault::kEnospc, "ENOSPC", 13}};
 
 bool TryAll() {
   const char* all = std::getenv("RESHARD_TEST_ALL");
