@@ -397,6 +397,12 @@ def test_unknown_names(cluster, command):
     assert_refused(cluster.run(command, "trainign"), (3,), "looking for trainign", "did you mean training")
 
 
+def engine_script(folder, ranks):
+    """What a builder leaves: a config, and an engine of every rank."""
+    names = ["config.json", *(f"rank{k}.engine" for k in range(ranks))]
+    return f"mkdir -p {folder}; for f in {' '.join(names)}; do echo x >{folder}/$f; done"
+
+
 def test_here_with_translated_paths(cluster, tmp_path):
     cluster.write("local", f"executor: local\nmounts: ['{tmp_path}/models:/hf_models', '{tmp_path}/out:/trt_models']\n")
     result = cluster.convert("--hf_model_name=/hf_models/m", "--run_after=x", cluster="local")
@@ -409,7 +415,7 @@ def test_an_engine_here_is_made_in_a_container_where_there_is_no_trtllm_build(cl
     cluster.write("local", f"executor: local\ncontainers: {{trtllm: 'img:1'}}\n"
                            f"mounts: ['{tmp_path}/models:/hf_models:ro', '{tmp_path}/out:/trt_models']\n")
     cluster.stand_in("docker")
-    cluster.answer("docker", f"mkdir -p {tmp_path}/out/x")
+    cluster.answer("docker", engine_script(tmp_path / "out" / "x", 2))
     cluster.convert("--max_batch_size=3", cluster="local", to="trtllm")
     (_, words, _, _), = cluster.calls("docker")
     split = words.index("trtllm-build")
@@ -422,8 +428,9 @@ def test_an_engine_here_is_made_in_a_container_where_there_is_no_trtllm_build(cl
 
 def test_the_builder_may_be_told(cluster, tmp_path):
     cluster.stand_in("builder")
-    cluster.answer("builder", f"mkdir -p {tmp_path}/made")
+    cluster.answer("builder", engine_script(tmp_path / "made", 1))
     for command in ("builder", json.dumps(["builder", "a b"])):
+        shutil.rmtree(tmp_path / "made", ignore_errors=True)
         result = run("convert", tmp_path / "models" / "m", tmp_path / "made", "--to=trtllm", f"--trtllm_build={command}",
                      env=cluster.env)
         assert result.code == 0, result
@@ -441,6 +448,7 @@ def test_a_checkpoint_may_be_all_that_is_prepared(cluster, tmp_path):
 def test_logs_in_the_engines_folder_are_no_obstacle(cluster, tmp_path):
     (tmp_path / "made" / "conversion-logs").mkdir(parents=True)
     cluster.stand_in("trtllm-build")
+    cluster.answer("trtllm-build", engine_script(tmp_path / "made", 1))
     result = run("convert", tmp_path / "models" / "m", tmp_path / "made", "--to=trtllm", env=cluster.env)
     assert result.code == 0, result
 
