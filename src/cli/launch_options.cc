@@ -81,7 +81,7 @@ std::vector<OptionRow> LaunchRows() {
        kLaunch},
       {"--log_dir", "FOLDER", kConvert, "slurm: where logs go, by default OUT/conversion-logs",
        Text(&LaunchOptions::log_dir), "", "", kLaunch},
-      {"--classic_log_names", "", kConvert, "slurm: logs without the job's id in their names, as at first",
+      {"--classic_log_names", "", kConvert, "slurm: jobs and logs named by the direction and without ids,\nas at first",
        Switch(&LaunchOptions::classic_log_names, true), "", "", kLaunch},
       {"--partition", "NAME", kConvert, "slurm: instead of the configuration's", Text(&LaunchOptions::partition), "",
        "", kLaunch},

@@ -93,6 +93,8 @@ LaunchRequest RequestOf(const Options& options, const ClusterConfig& config) {
   request.options = options.launch;
   request.program = kSelf;
   request.words = WordsOf(options);
+  const ConvertOptions& convert = options.convert;
+  request.direction = convert.from.empty() ? convert.to : convert.from + "-" + convert.to;
   request.build_words = options.build;
   request.target = options.target_folder;
   request.checkpoint = options.convert.output;

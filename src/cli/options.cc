@@ -30,7 +30,7 @@ constexpr CommandRow kCommands[] = {
     {"logs", kLogs, "NAME [options]", "Print the logs of a launched conversion.", 1, 1},
     {"cancel", kCancel, "NAME [options]", "Cancel the jobs of a launched conversion.", 1, 1},
     {"commit", kCommit, "NAME [options]",
-     "Finish a conversion: the last jobs of an experiment again, or a publication that was\nbegun in a folder.", 1, 1},
+     "Finish what was begun: an experiment's last jobs, or a folder's publication.", 1, 1},
     {"families", kTables, "[options]", "List the model families.", 0, 0},
     {"formats", kTables, "[options]", "List the kinds of checkpoints and their formats.", 0, 0},
 };

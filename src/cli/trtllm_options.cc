@@ -39,6 +39,14 @@ Store NeedsActivations(const char* name) {
   };
 }
 
+// The folders are those of one option.
+Store NamesNoFolder(const char* name) {
+  return [=](Options&, const std::string&) {
+    throw Usage(std::string(name) +
+                " is given, expected --output_model: the engine goes there, its checkpoint beside it");
+  };
+}
+
 std::vector<std::string> CommandOf(const std::string& text) {
   if (!text.starts_with("[")) return {text};
   try {
@@ -186,6 +194,8 @@ std::vector<OptionRow> TrtllmRows() {
                      "this is a checkpoint in Meta's own format, expected IN as a HuggingFace folder")
              .At("parsing", "--meta_ckpt_dir");
        }},
+      {"--output_dir", "PATH", kConvert, "", NamesNoFolder("--output_dir")},
+      {"--checkpoint_dir", "PATH", kConvert, "", NamesNoFolder("--checkpoint_dir")},
       {"--model_dir", "PATH", kConvert, "", [](Options& o, const std::string& v) { o.convert.input = v; }, "", "",
        kPath},
       {"--n_positions", "N", kConvert, "", Needless("--n_positions", kOfCheckpoint)},

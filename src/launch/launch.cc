@@ -82,12 +82,16 @@ std::vector<std::pair<std::string, std::string>> Exported(const ClusterConfig& c
   return variables;
 }
 
-std::string Suffixed(const std::string& title, const std::string& job) {
-  return job == "convert" ? title : title + "-" + job;
+// What a job and its logs are called after: the experiment, or at first the direction.
+std::string JobName(const LaunchRequest& request, const std::string& job) {
+  const LaunchOptions& options = request.options;
+  const std::string name = options.classic_log_names ? "conversion-" + request.direction : options.expname;
+  return job == "convert" ? name : name + "-" + job;
 }
 
-std::vector<std::string> LogNames(const LaunchOptions& options, const std::string& job, bool array) {
-  const std::string name = Suffixed(options.expname, job);
+std::vector<std::string> LogNames(const LaunchRequest& request, const std::string& job, bool array) {
+  const LaunchOptions& options = request.options;
+  const std::string name = JobName(request, job);
   const std::string id = options.classic_log_names ? "" : array ? "_%A_%a" : "_%j";
   return {fmt::format("main_{}{}_srun.log", name, id), options.classic_log_names
                                                            ? fmt::format("main_{}_sbatch.log", name)
@@ -102,7 +106,7 @@ PlannedJob CommonJob(const LaunchRequest& request, const std::string& folder, co
   PlannedJob job;
   job.name = name;
   job.script = JoinPath(folder, (name == "convert" ? "nemo-run" : name) + "_sbatch.sh");
-  job.logs = LogNames(options, name, shape == Shape::kArray);
+  job.logs = LogNames(request, name, shape == Shape::kArray);
   job.spec.shape = shape;
   job.spec.variables = Exported(config);
   job.spec.installation_command = options.installation_command;
@@ -116,7 +120,7 @@ PlannedJob CommonJob(const LaunchRequest& request, const std::string& folder, co
     if (!value.empty()) directives[directive] = value;
   };
   set("account", config.account);
-  set("job-name", config.job_name_prefix + Suffixed(options.expname, name));
+  set("job-name", config.job_name_prefix + JobName(request, name));
   set("mail-type", config.mail_type);
   set("mail-user", config.mail_user);
   set("nodes", "1");

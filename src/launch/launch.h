@@ -32,6 +32,7 @@ struct LaunchRequest {
   LaunchOptions options;
   std::string program;                   // the file of this program, here
   std::vector<std::string> words;        // the options of the conversion
+  std::string direction;                 // "hf-nemo"
   std::vector<std::string> build_words;  // for trtllm-build
   std::string target, checkpoint;        // where the weights go: the target, or the checkpoint of an engine
   std::string log_dir;

@@ -745,7 +745,7 @@ def test_options_of_the_scripts_are_honoured_or_refused_with_a_reason(site, to, 
 def test_options_of_the_way_back(site):
     launching.tiny_model.write_nemo(site.data / "nemo", launching.SETTINGS)
     launching.write_hub_model(site.data / "hf-home", "example/model")
-    site.write_config("local", executor="local", job_dir=None)
+    site.write_config("local", executor="local", job_dir=None, env_vars=["HF_HOME"])
     for number, words in enumerate([["--max-shard-size", "5GB"], ["--max-shard", "5GB"], ["--cpu-only"], ["--cpu"],
                                     ["--tmp-out-path", "/models/x"], ["--precision", "bf16"], ["--hf-model", "x"]]):
         site.ns("convert", "--cluster=local", "--input_model=/models/nemo", f"--output_model=/models/out{number}",
@@ -790,7 +790,8 @@ def test_lines_with_a_configuration_of_this_machine(site, line):
     launching.write_hub_model(site.data / "hf-home", "meta-llama/Meta-Llama-3.1-8B")
     launching.executable(site.bin / "trtllm-build", launching.TRTLLM_BUILD)
     folder = site.root / "configs"
-    site.write_config("test-local", folder, executor="local", job_dir=None, account=None, partition=None)
+    site.write_config("test-local", folder, executor="local", job_dir=None, account=None, partition=None,
+                      env_vars=["HF_HOME"])
     site.ns("convert", "--cluster", "test-local", "--config_dir", folder, *line.split(), HF_HOME="/models/hf-home")
     assert files(site.data / "out")
     site.reshard("verify", site.data / ("out-tmp" if "trtllm" in line else "out"))

@@ -105,7 +105,7 @@ def test_a_conversion_is_one_job(cluster, tmp_path):
     assert folder == str(script.parent)
     logs = tmp_path / "out" / "x" / "conversion-logs"
     assert cluster.directives() == [
-        "account=acct", "cpus-per-task=8", "job-name=nemo_skills:conversion", "mem=4096M", "nodes=1", "ntasks-per-node=1",
+        "account=acct", "cpus-per-task=8", "job-name=nemo_skills:conversion-hf-nemo", "mem=4096M", "nodes=1", "ntasks-per-node=1",
         "open-mode=append", f"output={logs}/conversion_%j_sbatch.log", "partition=batch", "signal=TERM@60", "time=04:00:00"]
     program, *words = cluster.command()
     assert words == ["convert", f"--input_model={tmp_path}/models/m", f"--output_model={tmp_path}/out/x",
@@ -187,9 +187,9 @@ def test_options_of_sbatch(cluster, tmp_path):
     cluster.convert("--qos=high", "--time_min=01:00:00", "--exclusive", "--max_memory=8GiB", "--classic_log_names",
                     '--sbatch_kwargs={"cpus_per_task": 4, "comment": "a b", "requeue": false, "hold": true, "nodes": null}')
     assert cluster.directives() == [
-        "account=acct", "comment='a b'", "cpus-per-task=4", "exclusive", "hold", "job-name=nemo_skills:conversion",
+        "account=acct", "comment='a b'", "cpus-per-task=4", "exclusive", "hold", "job-name=nemo_skills:conversion-hf-nemo",
         "mail-type=END", "mail-user=me", "mem=16384M", "ntasks-per-node=1", "open-mode=append",
-        f"output={tmp_path}/out/x/conversion-logs/main_conversion_sbatch.log", "partition=cpu", "qos=high",
+        f"output={tmp_path}/out/x/conversion-logs/main_conversion-hf-nemo_sbatch.log", "partition=cpu", "qos=high",
         "signal=TERM@60", "time=1-0:0:0", "time-min=01:00:00"]
     cluster.convert("--partition=other", "--request_gpus", "--log_dir=/trt_models/logs")
     assert {"partition=other", "gpus-per-node=2"} <= set(cluster.directives(1))

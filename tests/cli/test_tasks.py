@@ -96,7 +96,7 @@ def test_plan_counts_what_is_read_more_than_once(source):
 def large(tmp_path_factory):
     """Enough work to be stopped in."""
     folder = tmp_path_factory.mktemp("large")
-    settings = {**CONFIG, "vocab_size": 300_000, "hidden_size": 192, "intermediate_size": 6000}
+    settings = {**CONFIG, "vocab_size": 60_000, "hidden_size": 192, "intermediate_size": 6000}
     write_hf(folder, settings, tensors(settings, dtype="F32"), shards=3)
     return folder
 
