@@ -105,7 +105,7 @@ def test_a_conversion_is_one_job(cluster, tmp_path):
     assert folder == str(script.parent)
     logs = tmp_path / "out" / "x" / "conversion-logs"
     assert cluster.directives() == [
-        "account=acct", "cpus-per-task=8", "job-name=nemo_skills:conversion-hf-nemo", "mem=4096M", "nodes=1", "ntasks-per-node=1",
+        "account=acct", "cpus-per-task=8", "job-name=nemo_skills:conversion", "mem=4096M", "nodes=1", "ntasks-per-node=1",
         "open-mode=append", f"output={logs}/conversion_%j_sbatch.log", "partition=batch", "signal=TERM@60", "time=04:00:00"]
     program, *words = cluster.command()
     assert words == ["convert", f"--input_model={tmp_path}/models/m", f"--output_model={tmp_path}/out/x",
