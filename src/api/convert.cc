@@ -232,7 +232,7 @@ struct Conversion::State {
   ExecuteReport Move(Io& through, const std::string& folder, const std::string& journal) {
     CheckCutRows();
     CallbackObserver observer(options.run, "converting");
-    ProgressFile file(observer, io, ProgressOf(TargetFolder(), execute.task), execute.task);
+    ProgressFile file(observer, io, ProgressOf(TargetFolder(), execute.task), planned.plan, execute.task);
     ExecuteOptions with = execute;
     with.journal = journal;
     with.observer = journal.empty() ? static_cast<Observer*>(&observer) : &file;

@@ -25,12 +25,12 @@ class CallbackObserver : public Observer {
 };
 
 // Passes on what it is told, and writes it into a file every two seconds and at the end, for `reshard status`: JSON
-// with "task", "tasks", "done" and "total" (bytes that were not there before), "seconds" since the pass began, and
-// "time", when it was written (Unix time). A file that cannot be written is no reason to stop.
+// with "task" and "tasks", "done" of "total" bytes of its share, "spared" bytes of it that were there before, "all"
+// bytes of all shares, "seconds" since the pass began, and "time", when it was written (Unix time). A file that cannot
+// be written is no reason to stop.
 class ProgressFile : public Observer {
  public:
-  ProgressFile(Observer& next, Io& io, std::string path, TaskOf task)
-      : next_(next), io_(io), path_(std::move(path)), task_(task) {}
+  ProgressFile(Observer& next, Io& io, std::string path, const Plan& plan, TaskOf task);
   void OnProgress(uint64_t done, uint64_t total) override;
 
  private:
@@ -39,6 +39,7 @@ class ProgressFile : public Observer {
   Io& io_;
   const std::string path_;
   const TaskOf task_;
+  uint64_t share_ = 0, all_ = 0;  // bytes of targets
   const Clock::time_point start_ = Clock::now();
   Clock::time_point written_ = start_;
 };

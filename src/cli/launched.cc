@@ -62,10 +62,15 @@ class Translator {
   std::vector<std::string> notes_;
 };
 
+// Whether the variable says where models of the hub lie.
+bool IsHubFolder(const std::string& name) {
+  constexpr const char* kNames[] = {"HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "TRANSFORMERS_CACHE"};
+  return std::find(std::begin(kNames), std::end(kNames), name) != std::end(kNames);
+}
+
 void TranslateVariables(ClusterConfig& config, Translator& translate) {
   for (auto& [name, value] : config.variables)
-    for (const char* folder : {"HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "TRANSFORMERS_CACHE"})
-      if (name == folder) value = translate.IfMounted(value);
+    if (IsHubFolder(name)) value = translate.IfMounted(value);
 }
 
 void TranslatePaths(Options& options, Translator& translate) {
@@ -323,8 +328,10 @@ ClusterConfig SettleCluster(Options& options, Log& log) {
   if (config.executor != "none") TranslatePaths(options, translate);
   for (const std::string& note : translate.notes()) config.notes.push_back(note);
   for (const std::string& note : config.notes) log.Note(note);
+  // A plan before submission looks for templates where the job will.
+  for (const auto& [name, value] : config.variables)
+    if (config.executor != "slurm" || IsHubFolder(name)) setenv(name.c_str(), value.c_str(), 1);
   if (config.executor != "slurm") {
-    for (const auto& [name, value] : config.variables) setenv(name.c_str(), value.c_str(), 1);
     if (!launch.run_after.empty()) log.Note("--run_after is not needed: only jobs of Slurm wait for one another");
   }
   if (config.executor == "local" && !options.engine.empty() && options.builder.empty())

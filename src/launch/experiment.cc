@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <tuple>
 
 #include "base/bytes.h"
 #include "base/error.h"
@@ -199,8 +200,10 @@ std::vector<Experiment> LoadExperiments(Io& io, const std::string& home) {
       } catch (const Json::exception&) {
       }
     }
-  std::stable_sort(all.begin(), all.end(),
-                   [](const Experiment& a, const Experiment& b) { return a.created > b.created; });
+  // Of one second the counter at the end of the id tells.
+  std::sort(all.begin(), all.end(), [](const Experiment& a, const Experiment& b) {
+    return std::tuple(a.created, a.id.size(), a.id) > std::tuple(b.created, b.id.size(), b.id);
+  });
   return all;
 }
 

@@ -227,8 +227,11 @@ std::optional<TaskProgress> ReadProgress(const Shell& shell, const std::string& 
               "tr -d '\\n' <\"$f\"; echo; fi\ndone\n",
               ShellQuoted(checkpoint)))
           .out;
+  struct Sum : TaskProgress {
+    uint64_t all = 0;
+  };
   // Those of an earlier run on another number of tasks do not count: "progress.<k>-of-<n>".
-  std::map<std::string, TaskProgress> by_count;
+  std::map<std::string, Sum> by_count;
   for (const std::string& line : Split(text, '\n')) {
     const size_t blank = line.find(' '), of = line.find("-of-");
     if (blank == line.npos || of == line.npos || of > blank) continue;
@@ -236,15 +239,18 @@ std::optional<TaskProgress> ReadProgress(const Shell& shell, const std::string& 
     if (!json.is_object()) continue;  // it is just being written
     const uint64_t done = json.value("done", uint64_t{0}), spared = json.value("spared", uint64_t{0});
     const double seconds = json.value("seconds", 0.0);
-    TaskProgress& sum = by_count[line.substr(of, blank - of)];
+    Sum& sum = by_count[line.substr(of, blank - of)];
     sum.done += done;
     sum.total += json.value("total", uint64_t{0});
+    sum.all = std::max(sum.all, json.value("all", uint64_t{0}));
     if (seconds > 0) sum.rate += static_cast<double>(done - std::min(done, spared)) / seconds;
     sum.time = std::max(sum.time, json.value("time", 0.0));
   }
   std::optional<TaskProgress> newest;
-  for (const auto& [count, sum] : by_count)
+  for (auto& [count, sum] : by_count) {
+    sum.total = std::max(sum.total, sum.all);  // of tasks that have not begun, too
     if (!newest || sum.time > newest->time) newest = sum;
+  }
   return newest;
 }
 
