@@ -147,7 +147,7 @@ class SlurmSite(launching.Site):
         return found
 
     def halt_at(self, written, timeout=60):
-        """Halts a conversion when it has written so many bytes; its pid. SIGCONT lets it go on."""
+        """Halts a conversion when it has written so many bytes; its pid. `go_on` undoes it."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
             for pid in self.processes():
@@ -156,6 +156,14 @@ class SlurmSite(launching.Site):
                     return pid
             time.sleep(0.002)
         raise AssertionError(f"no conversion wrote {written} bytes in {timeout} s")
+
+
+def go_on(pid):
+    """Lets a halted conversion go on, unless it has been killed."""
+    try:
+        os.kill(pid, signal.SIGCONT)
+    except ProcessLookupError:
+        pass
 
 
 def bytes_written(pid):
@@ -170,7 +178,7 @@ def site(tmp_path, cluster):
     site = SlurmSite(tmp_path, cluster)
     yield site
     for pid in site.processes():
-        os.kill(pid, signal.SIGCONT)
+        go_on(pid)
     cluster.settle()
 
 

@@ -1,14 +1,12 @@
 """Jobs among others: after them, in partitions, with what Slurm keeps of them, and when it has forgotten them."""
 
-import os
 import pathlib
 import shutil
-import signal
 import tempfile
 
 import launching
 import pytest
-from conftest import Slurm, SlurmSite, missing
+from conftest import Slurm, SlurmSite, go_on, missing
 from program import files, hashes
 
 SECRET = "hf_neverEverToBeSeen"
@@ -210,7 +208,7 @@ def test_a_job_that_was_killed_is_not_said_to_run(tmp_path, forgetful_cluster, l
     site.halt_at(50 << 20)
     site.cluster.run("scancel", "--full", launched.id)
     for pid in site.processes():
-        os.kill(pid, signal.SIGCONT)
+        go_on(pid)
     site.cluster.wait(lambda: not site.cluster.jobs(), "that all is forgotten", 120)
     shown = site.reshard("status", "conversion", "--json").json()["experiments"][0]
     assert shown["state"] in ("FAILED", "CANCELLED")

@@ -1,11 +1,11 @@
 """`reshard status`, `logs`, `cancel` and `commit` of conversions that were launched."""
 
 import os
-import signal
 import subprocess
 import time
 
 import pytest
+from conftest import go_on
 from program import BINARY, files
 
 
@@ -32,7 +32,7 @@ def test_status_from_the_queue_to_the_end(large):
     assert "RUNNING" in {task["state"] for task in one["jobs"][0]["tasks"]}
     text = large.reshard("status", "mine").out
     assert "mine" in text and "RUNNING" in text
-    os.kill(pid, signal.SIGCONT)
+    go_on(pid)
     launched.completed()
 
     one, = shown(large, "mine")
@@ -52,12 +52,12 @@ def test_progress_over_all_tasks(large):
         found = shown(large, "conversion")[0]["progress"]
         return found if found and found["done"] else None
 
-    os.kill(pid, signal.SIGCONT)
+    go_on(pid)
     pid = large.halt_at(150 << 20)
     found = large.cluster.wait(progress, "progress", 20)
     assert 0 < found["done"] <= found["total"]
     assert 0.9 * total < found["total"] < 1.1 * total and found["rate"] > 0
-    os.kill(pid, signal.SIGCONT)
+    go_on(pid)
     launched.completed()
 
 
@@ -112,7 +112,7 @@ def test_logs_are_followed_to_the_end(large):
     try:
         time.sleep(1)
         assert follow.poll() is None
-        os.kill(pid, signal.SIGCONT)
+        go_on(pid)
         launched.completed()
         out, _ = follow.communicate(timeout=30)
     finally:
@@ -128,7 +128,7 @@ def test_cancel(large, tasks):
     launched = large.launch_convert(f"--convert_tasks={tasks}")
     pid = large.halt_at(50 << 20)
     large.reshard("cancel", "conversion")
-    os.kill(pid, signal.SIGCONT)
+    go_on(pid)
     jobs = launched.ended()
     assert "CANCELLED" in {job["JobState"] for job in jobs} and jobs[-1]["JobState"] == "CANCELLED", launched.report()
     assert {job["Restarts"] for job in jobs} == {"0"}

@@ -1,7 +1,6 @@
 """Submission through the system's ssh, to a real sshd on this machine with a key and a port of its own."""
 
 import getpass
-import os
 import pathlib
 import re
 import shutil
@@ -11,6 +10,7 @@ import subprocess
 import time
 
 import pytest
+from conftest import go_on
 
 SSHD = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin")
 
@@ -73,15 +73,15 @@ class Sshd:
 
 
 @pytest.fixture
-def sshd(llama):
+def sshd(site):
     if not SSHD:
         pytest.skip("no sshd: scripts/install-packages slurm")
-    sshd = Sshd(llama.root / "sshd", llama)
+    sshd = Sshd(site.root / "sshd", site)
     # ssh reads the files of the user as the password file names the home, whatever HOME is.
-    (llama.root / "ssh_config").write_text(f"UserKnownHostsFile {llama.home}/.ssh/known_hosts\n")
+    (site.root / "ssh_config").write_text(f"UserKnownHostsFile {site.home}/.ssh/known_hosts\n")
     wrapper = shutil.which("ssh")
-    (llama.bin / "ssh").write_text(f"#!/bin/sh\nexec {wrapper} -F {llama.root}/ssh_config \"$@\"\n")
-    (llama.bin / "ssh").chmod(0o755)
+    (site.bin / "ssh").write_text(f"#!/bin/sh\nexec {wrapper} -F {site.root}/ssh_config \"$@\"\n")
+    (site.bin / "ssh").chmod(0o755)
     yield sshd
     sshd.stop()
 
@@ -108,7 +108,7 @@ def test_commands_of_a_far_cluster(large, sshd):
     pid = large.halt_at(50 << 20)
     assert large.reshard("status", "conversion", "--json").json()["experiments"][0]["state"] == "RUNNING"
     large.reshard("cancel", "conversion")
-    os.kill(pid, signal.SIGCONT)
+    go_on(pid)
     launched.ended()
     assert large.reshard("status", "conversion", "--json").json()["experiments"][0]["state"] == "CANCELLED"
 

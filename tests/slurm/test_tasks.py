@@ -8,7 +8,7 @@ import time
 
 import launching
 import pytest
-from conftest import bytes_written
+from conftest import bytes_written, go_on
 from program import assert_nothing_published, files, hashes, reshard
 
 KILLS = 20 if os.environ.get("RESHARD_TEST_ALL") == "1" else 4
@@ -178,7 +178,18 @@ def halve(site, **options):
     assert job["JobState"] == "FAILED"
 
 
+def outcome(site, *words):
+    """Exit code and messages of the launch where it fails, else of its job."""
+    launched = site.launch_convert(*words, code=None)
+    if launched.result.code:
+        return launched.result.code, launched.result.err
+    job, = launched.ended()
+    logs = (site.data / "out" / "conversion-logs").glob(f"*_{job['JobId']}_*")
+    return int(job["ExitCode"].split(":")[0]), "".join(path.read_text() for path in logs)
+
+
 def test_an_input_that_changed_is_told(site, large_model):
+    """And nothing of it is mixed with what was staged before."""
     shutil.copytree(large_model, site.data / "in")
     site.write_config()
     halve(site)
@@ -186,16 +197,18 @@ def test_an_input_that_changed_is_told(site, large_model):
     header, data = launching.tiny_model.split_safetensors(changed)
     header["__metadata__"]["changed"] = "yes"
     launching.tiny_model.write_raw(changed, launching.tiny_model.header_text(header), data)
-    result = site.convert(code=6)
-    assert changed.name in result.err
-    assert_nothing_published_but_logs(site.data / "out")
+    code, said = outcome(site)
+    assert code == 0 and changed.name in said and "earlier run" in said, said
+    site.convert(source=site.data / "in", target=site.data / "alone", cluster=None)
+    assert checkpoint(site.data / "out") == checkpoint(site.data / "alone")
 
 
 def test_another_option_is_told(large):
     halve(large)
-    result = large.convert("--dtype=fp32", code=(3, 6))
-    assert "dtype" in result.err
-    assert_nothing_published_but_logs(large.data / "out")
+    code, said = outcome(large, "--dtype=fp32")
+    assert code == 0 and "dtype" in said and "earlier run" in said, said
+    large.convert("--dtype=fp32", source=large.data / "in", target=large.data / "alone", cluster=None)
+    assert checkpoint(large.data / "out") == checkpoint(large.data / "alone")
 
 
 def test_a_task_that_is_asked_to_stop_goes_on_by_itself(large, expected):
@@ -203,7 +216,7 @@ def test_a_task_that_is_asked_to_stop_goes_on_by_itself(large, expected):
     launched = large.launch_convert()
     pid = large.halt_at(100 << 20)
     os.kill(pid, signal.SIGTERM)
-    os.kill(pid, signal.SIGCONT)
+    go_on(pid)
     large.cluster.wait(lambda: launched.jobs()[0]["Restarts"] == "1", "the requeue")
     job, = launched.completed()
     assert job["Restarts"] == "1" and checkpoint(large.data / "out") == expected
@@ -215,7 +228,7 @@ def test_a_node_that_is_taken_away(large, expected):
     pid = large.halt_at(50 << 20)
     victim = next(job for job in launched.jobs() if job["JobState"] == "RUNNING")
     large.cluster.run("scontrol", "requeue", f"{victim['ArrayJobId']}_{victim['ArrayTaskId']}")
-    os.kill(pid, signal.SIGCONT)
+    go_on(pid)
     launched.completed()
     assert checkpoint(large.data / "out") == expected
 
