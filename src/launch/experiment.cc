@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <tuple>
 
 #include "base/bytes.h"
 #include "base/error.h"
@@ -200,10 +199,8 @@ std::vector<Experiment> LoadExperiments(Io& io, const std::string& home) {
       } catch (const Json::exception&) {
       }
     }
-  // Of one second the counter at the end of the id tells.
-  std::sort(all.begin(), all.end(), [](const Experiment& a, const Experiment& b) {
-    return std::tuple(a.created, a.id.size(), a.id) > std::tuple(b.created, b.id.size(), b.id);
-  });
+  std::stable_sort(all.begin(), all.end(),
+                   [](const Experiment& a, const Experiment& b) { return a.created > b.created; });
   return all;
 }
 

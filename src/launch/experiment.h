@@ -38,7 +38,7 @@ struct Experiment {
   std::string folder;      // of the jobs' scripts and states
   std::string log_dir;
   std::optional<SshTunnel> ssh;
-  uint64_t created = 0;  // Unix time
+  uint64_t created = 0;  // microseconds since 1970
   std::vector<JobRecord> jobs;
 };
 

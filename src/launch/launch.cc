@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cctype>
+#include <chrono>
 
 #include "base/bytes.h"
 #include "base/error.h"
@@ -314,7 +315,7 @@ void SubmitInOrder(const Shell& shell, const std::vector<std::string>& after, Ex
 }
 
 Experiment RecordOf(const LaunchRequest& request, const std::string& id, const std::string& folder,
-                    const std::vector<PlannedJob>& jobs, uint64_t now) {
+                    const std::vector<PlannedJob>& jobs) {
   Experiment experiment;
   experiment.title = request.options.expname;
   experiment.id = id;
@@ -325,7 +326,9 @@ Experiment RecordOf(const LaunchRequest& request, const std::string& id, const s
   experiment.folder = folder;
   experiment.log_dir = request.log_dir;
   experiment.ssh = request.config.ssh;
-  experiment.created = now;
+  experiment.created = static_cast<uint64_t>(
+      std::chrono::duration_cast<std::chrono::microseconds>(std::chrono::system_clock::now().time_since_epoch())
+          .count());
   for (const PlannedJob& job : jobs)
     experiment.jobs.push_back({job.name,
                                "",
@@ -389,7 +392,7 @@ Experiment Launch(Io& io, const LaunchRequest& request, const Environment& envir
   if (!PrepareFolders(shell, request, folder, program)) shell.Upload(request.program, program);
   const std::vector<PlannedJob> jobs = PlanJobs(request, folder, program);
   WriteScripts(shell, jobs);
-  Experiment experiment = RecordOf(request, id, folder, jobs, now);
+  Experiment experiment = RecordOf(request, id, folder, jobs);
   try {
     SubmitInOrder(shell, Dependency(request.config.dependency_type, after), experiment, 0);
   } catch (const Error& error) {

@@ -6,7 +6,7 @@ import tempfile
 
 import launching
 import pytest
-from conftest import Slurm, SlurmSite, go_on, missing
+from slurm_site import Slurm, SlurmSite, go_on, missing
 from program import files, hashes
 
 SECRET = "hf_neverEverToBeSeen"

@@ -5,7 +5,7 @@ import subprocess
 import time
 
 import pytest
-from conftest import go_on
+from slurm_site import go_on
 from program import BINARY, files
 
 

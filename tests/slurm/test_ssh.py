@@ -10,7 +10,7 @@ import subprocess
 import time
 
 import pytest
-from conftest import go_on
+from slurm_site import go_on
 
 SSHD = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin")
 

@@ -8,7 +8,7 @@ import time
 
 import launching
 import pytest
-from conftest import bytes_written, go_on
+from slurm_site import bytes_written, go_on
 from program import assert_nothing_published, files, hashes, reshard
 
 KILLS = 20 if os.environ.get("RESHARD_TEST_ALL") == "1" else 4
