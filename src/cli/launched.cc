@@ -62,12 +62,6 @@ class Translator {
   std::vector<std::string> notes_;
 };
 
-// Whether the variable says where models of the hub lie.
-bool IsHubFolder(const std::string& name) {
-  constexpr const char* kNames[] = {"HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "TRANSFORMERS_CACHE"};
-  return std::find(std::begin(kNames), std::end(kNames), name) != std::end(kNames);
-}
-
 void TranslateVariables(ClusterConfig& config, Translator& translate) {
   for (auto& [name, value] : config.variables)
     if (IsHubFolder(name)) value = translate.IfMounted(value);

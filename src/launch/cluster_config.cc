@@ -395,4 +395,9 @@ std::string HostPath(const ClusterConfig& config, const std::string& path, std::
   return WithoutSlash(host.empty() ? "/" : host);
 }
 
+bool IsHubFolder(const std::string& name) {
+  constexpr const char* kNames[] = {"HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "TRANSFORMERS_CACHE"};
+  return std::find(std::begin(kNames), std::end(kNames), name) != std::end(kNames);
+}
+
 }  // namespace reshard

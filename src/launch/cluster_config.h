@@ -71,4 +71,7 @@ std::string TimeLimit(const ClusterConfig& config, const std::string& partition)
 std::string HostPath(const ClusterConfig& config, const std::string& path, std::vector<std::string>& notes);
 bool IsMounted(const ClusterConfig& config, const std::string& path);
 
+// Whether a variable of this name says where models of the hub lie: a path, then.
+bool IsHubFolder(const std::string& name);
+
 }  // namespace reshard

@@ -77,7 +77,11 @@ std::string Call(const JobSpec& job) {
   const std::string before = ShellQuoted(JoinPath(job.log_dir, job.log_name.substr(0, id)));
   const std::string behind =
       id == job.log_name.size() ? "" : "\"$SLURM_JOB_ID\"" + ShellQuoted(job.log_name.substr(id + 2));
-  return fmt::format("{} convert{} >>{}{} 2>&1", program, arguments, before, behind);
+  // What the builder had written before the job was queued again is no obstacle.
+  return fmt::format(
+      "set --\n  if [ \"${{SLURM_RESTART_COUNT:-0}}\" -gt 0 ]; then set -- --override; fi\n"
+      "  {} convert \"$@\"{} >>{}{} 2>&1",
+      program, arguments, before, behind);
 }
 
 }  // namespace

@@ -120,6 +120,15 @@ TEST_P(ScriptRun, RecordsWhatBecomesOfTheProgram) {
   EXPECT_THAT(seen, HasSubstr("--input_model=/a b\n--to=hf\n"));
 }
 
+// What a builder had written is in its own way when the job is queued again, and in that of nothing else.
+TEST_P(ScriptRun, OnlyABuildThatIsQueuedAgainOverrides) {
+  auto seen = [&] { return ReadWholeFile(PosixIo(), folder_ / "seen", 1 << 20); };
+  StateAfter(0, "0");
+  EXPECT_THAT(seen(), testing::Not(HasSubstr("--override")));
+  StateAfter(0, "1");
+  EXPECT_EQ(seen().find("--override") != std::string::npos, GetParam() == Shape::kDirect);
+}
+
 TEST_P(ScriptRun, AFailureIsFinal) {
   EXPECT_THAT(StateAfter(6, "0"), HasSubstr("EXITED 6 "));
   EXPECT_FALSE(requeued());

@@ -63,11 +63,6 @@ void Override(const Json& arguments, JobSpec& spec) {
   }
 }
 
-// Variables of the hub's folders are the container's names for them.
-bool IsHubFolder(const std::string& name) {
-  return name == "HF_HOME" || name == "HF_HUB_CACHE" || name == "HUGGINGFACE_HUB_CACHE" || name == "TRANSFORMERS_CACHE";
-}
-
 // Nothing that may be a secret gets into a file.
 bool IsSecret(std::string name) {
   for (char& c : name) c = static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
