@@ -123,6 +123,7 @@ class ConversionFault : public testing::TestWithParam<Case> {
     options.replace = GetParam().old[0] != '\0';
     options.vocab_size = kVocabulary;
     options.run.workers = 1;
+    options.run.max_memory = uint64_t{16} << 30;  // this process is that of all conversions; a sanitizer keeps them
     GetParam().adjust(options);
     return options;
   }
