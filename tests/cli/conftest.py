@@ -1,3 +1,4 @@
+import launching
 import pytest
 
 import tiny_model
@@ -13,3 +14,12 @@ def source(tmp_path):
 def nemo(tmp_path):
     """The same as a NeMo folder."""
     return tiny_model.write_nemo(tmp_path / "nemo")
+
+
+@pytest.fixture
+def site(tmp_path):
+    """A user with a small Llama behind /models/in and a stand-in for sbatch."""
+    site = launching.Site(tmp_path)
+    launching.write_llama(site.data / "in")
+    site.stand_in_for_sbatch()
+    return site

@@ -327,7 +327,8 @@ class VolatileIo : public Io {
   }
 
   // Makes changes durable, with those before them that they need: of the same names, and, for a name that is given up
-  // in a rename, of the folders that lead to the new one. Of those that `halve`, a rename keeps its old name for now.
+  // in a rename, of the folders that lead to the new one. Of a rename that `halve` chooses, the new name is made
+  // durable and the loss of the old one is not: both are there then.
   template <typename Halve>
   void Commit(const std::set<size_t>& asked, Halve halve) {
     std::set<size_t> chosen, halved;
