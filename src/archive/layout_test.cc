@@ -14,5 +14,18 @@ TEST(LiteralFile, IsOneLiteralOfTheWholeSize) {
   EXPECT_EQ(file.literals[0].bytes, "{}\n");
 }
 
+TEST(FileLayout, AppendedBytesAreOneLiteralUntilDataComesBetween) {
+  FileLayout file;
+  file.Append("ab");
+  file.Append("");
+  file.Append("c");
+  file.size += 5;
+  file.Append("d");
+  ASSERT_EQ(file.literals.size(), 2u);
+  EXPECT_EQ(file.literals[0].bytes, "abc");
+  EXPECT_EQ(file.literals[1].offset, 8u);
+  EXPECT_EQ(file.size, 9u);
+}
+
 }  // namespace
 }  // namespace reshard

@@ -1,12 +1,12 @@
 #include "archive/torch_zip.h"
 
 #include <fmt/format.h>
-#include <zlib.h>
 
 #include <array>
 #include <cstdint>
 
 #include "base/bytes.h"
+#include "base/hash.h"
 
 // Byte layout and numbers: docs/formats/torch_zip.md.
 namespace reshard {
@@ -26,10 +26,6 @@ struct Member {
   uint32_t crc = 0;
   uint32_t offset = 0;  // of the local header
 };
-
-uint32_t Crc32(std::string_view data) {
-  return static_cast<uint32_t>(crc32(0, reinterpret_cast<const Bytef*>(data.data()), static_cast<uInt>(data.size())));
-}
 
 // Twenty digits for the names of the members and twenty for their contents. The names are always the same five, and
 // torch's hash of them is what libstdc++ makes of them; the contents' is a combination of their CRCs in order.

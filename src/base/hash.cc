@@ -5,6 +5,7 @@
 // hosts too; these do not, and are only called deprecated.
 #define OPENSSL_SUPPRESS_DEPRECATED
 #include <fmt/format.h>
+#include <libdeflate.h>
 #include <openssl/sha.h>
 #include <xxhash.h>
 
@@ -42,5 +43,7 @@ std::string Sha256Hex(std::string_view bytes) {
   hash.Update(bytes);
   return hash.Hex();
 }
+
+uint32_t Crc32(const void* bytes, size_t size, uint32_t before) { return libdeflate_crc32(before, bytes, size); }
 
 }  // namespace reshard

@@ -37,4 +37,8 @@ class Sha256 {
 
 std::string Sha256Hex(std::string_view bytes);
 
+// The CRC-32 of zip and gzip, of bytes behind those of which `before` is the CRC.
+uint32_t Crc32(const void* bytes, size_t size, uint32_t before = 0);
+inline uint32_t Crc32(std::string_view bytes) { return Crc32(bytes.data(), bytes.size()); }
+
 }  // namespace reshard

@@ -53,5 +53,12 @@ TEST(Sha256, TakesItsBytesInPieces) {
   EXPECT_EQ(hash.Hex(), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
 }
 
+// The check value of CRC-32/ISO-HDLC in Koopman's and other catalogues; the other is Python's zlib.crc32.
+TEST(Crc32, IsTheOneOfZip) {
+  EXPECT_EQ(Crc32("123456789"), 0xcbf43926u);
+  EXPECT_EQ(Crc32(""), 0u);
+  EXPECT_EQ(Crc32("6789", 4, Crc32("12345")), 0xcbf43926u);
+}
+
 }  // namespace
 }  // namespace reshard
