@@ -52,7 +52,7 @@ struct QuantisedWeights {
 // An opened source: headers only. `files` are counted by the chunks' file numbers.
 struct Checkpoint {
   std::string folder;
-  std::string_view kind, format;
+  std::string_view kind, format;  // set by OpenCheckpoint where the reader has not
   Model model;
   std::vector<Rank> ranks;
   std::vector<const Layout*> layouts;  // the forms that the source has
@@ -96,6 +96,7 @@ struct TargetOptions {
   uint64_t max_shard_size = 0;  // bytes
   bool untie_embeddings = false;
   bool rope_config_only = false;  // --allow_rope=config_only
+  std::string_view weights;       // one of Kind::weights, which hold the tensors
   TrtllmOptions trtllm;
 };
 
@@ -119,7 +120,7 @@ struct LaidOut {
 struct Kind {
   std::string_view name;
   std::string_view title;  // "HuggingFace folder, safetensors"
-  std::string_view format;
+  std::string_view format;  // of the checkpoints that it opens, where they do not say
   Layouts Block::*layouts;
   std::string_view name_prefix;  // of every tensor's name in files that are written, before the layouts' names
   bool (*detect)(Io& io, const std::string& folder);
@@ -134,6 +135,7 @@ struct Kind {
   std::optional<std::string> (*refuses)(const QuantisedWeights& weights, const TargetOptions& options) = nullptr;
   // Whether every tensor whose layout fixes no dtype has the one that the config names.
   bool one_dtype = false;
+  std::span<const std::string_view> weights = {};  // the formats of a target, the default first; empty: there is one
   std::span<const std::string_view> markers;  // files that make a folder a checkpoint of this kind
   // Whether it names a file of its checkpoints so. Null: names do not tell.
   bool (*owns)(std::string_view name) = nullptr;

@@ -208,7 +208,7 @@ Checkpoint OpenCheckpoint(Io& io, const std::string& path, std::string_view kind
         .At("reading", path);
   Checkpoint checkpoint = kind.open(io, path, options);
   checkpoint.kind = kind.name;
-  checkpoint.format = kind.format;
+  if (checkpoint.format.empty()) checkpoint.format = kind.format;
   if (!options.model_type.empty() && checkpoint.model.family->group != options.model_type)
     throw Error(Code::kMismatch,
                 fmt::format("the model is of the family {}, expected one of the group {} as --model_type says",
