@@ -49,7 +49,6 @@ struct SourceHints {
 
 // How a TensorRT-LLM checkpoint is cut and quantised. Nothing of it may be set for other targets.
 struct TrtllmTarget {
-  uint64_t tp_size = 1, pp_size = 1;
   bool use_parallel_embedding = false;  // cut the embedding over tensor ranks
   unsigned embedding_sharding_dim = 0;  // 0 its rows, 1 its columns
   bool use_embedding_sharing = false;   // a tied model's embedding and head stored once
@@ -69,7 +68,11 @@ struct ConvertOptions {
   std::string from, to;       // kinds: "hf", "nemo", "trtllm"; `from` may be empty
   std::string model_type;     // "llama", "qwen", or empty
   std::string hf_model_name;  // a folder, or a name on the hub: template of what NeMo cannot say, and tokenizer
-  std::string dtype;          // "bf16", "fp16", "fp32" and the spellings of --precision; empty: as the source
+  // The format of the target's weights, where its kind has several: of hf "safetensors", "bin" or "dcp", of nemo
+  // "zarr", "torch_dist" or "ranks"; empty: the first.
+  std::string weights;
+  uint64_t tp_size = 1, pp_size = 1;  // of a target that is cut into ranks: tensor ranks, pipeline stages
+  std::string dtype;                  // "bf16", "fp16", "fp32" and the spellings of --precision; empty: as the source
   uint64_t max_shard_size = 10'000'000'000;  // bytes of one safetensors file
   std::optional<uint64_t> vocab_size;        // rows of the vocabulary without its padding
   bool untie_embeddings = false;

@@ -1,4 +1,5 @@
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 
@@ -42,11 +43,12 @@ std::optional<Dtype> ParseDtype(const std::string& text) {
   throw Error(Code::kInvalidArgument, fmt::format("the dtype '{}' is not known, expected bf16, fp16 or fp32", text));
 }
 
-TrtllmOptions TrtllmOptionsOf(const TrtllmTarget& target) {
+TrtllmOptions TrtllmOptionsOf(const ConvertOptions& given) {
   using Quantisation = TrtllmOptions::Quantisation;
+  const TrtllmTarget& target = given.trtllm;
   TrtllmOptions options;
-  options.tp = target.tp_size;
-  options.pp = target.pp_size;
+  options.tp = given.tp_size;
+  options.pp = given.pp_size;
   options.parallel_embedding = target.use_parallel_embedding;
   options.embedding_axis = static_cast<uint8_t>(target.embedding_sharding_dim);
   options.share_embedding = target.use_embedding_sharing;
@@ -62,6 +64,31 @@ TrtllmOptions TrtllmOptionsOf(const TrtllmTarget& target) {
   options.group_size = target.group_size;
   options.remove_duplicated_kv_heads = target.remove_duplicated_kv_heads;
   return options;
+}
+
+// The format that a target's weights are to have, as its kind names it.
+std::string_view WeightsOf(const Kind& kind, const std::string& given) {
+  if (given.empty()) return kind.weights.empty() ? "" : kind.weights[0];
+  for (std::string_view weights : kind.weights)
+    if (weights == given) return weights;
+  throw Error(
+      Code::kInvalidArgument,
+      fmt::format("the weights of a {} target are to be in the format '{}', expected {}", kind.name, given,
+                  kind.weights.empty() ? "the one that it has" : fmt::format("{}", fmt::join(kind.weights, ", "))));
+}
+
+TargetOptions TargetOptionsOf(const Kind& kind, const ConvertOptions& given) {
+  TargetOptions target;
+  target.dtype = ParseDtype(given.dtype);
+  target.hf_model_name = given.hf_model_name;
+  target.max_shard_size = given.max_shard_size;
+  target.untie_embeddings = given.untie_embeddings;
+  target.rope_config_only = given.rope_config_only;
+  target.weights = WeightsOf(kind, given.weights);
+  target.tp = given.tp_size;
+  target.pp = given.pp_size;
+  target.trtllm = TrtllmOptionsOf(given);
+  return target;
 }
 
 std::vector<std::string> AllMarkers() {
@@ -106,8 +133,7 @@ struct Conversion::State {
 
   State(ConvertOptions given, Io& files) : options(std::move(given)), io(files) {
     const Kind& kind = KindByName(options.to);
-    target = {ParseDtype(options.dtype), options.hf_model_name,    options.max_shard_size,
-              options.untie_embeddings,  options.rope_config_only, TrtllmOptionsOf(options.trtllm)};
+    target = TargetOptionsOf(kind, options);
     FitWorkers(options.run, [](uint64_t dense) { return dense + kIoBuffer; });  // before anything is read
     SourceHints hints{options.model_type, options.hf_model_name, options.vocab_size};
     open = OpenOptionsFor(io, options.input, hints, options.run, 1, options.from);
@@ -158,7 +184,8 @@ struct Conversion::State {
     report.hf_folder = source.kind == kHuggingFace.name ? options.input : open.template_path;
     report.target = options.output;
     report.target_kind = kind.name;
-    report.target_format = kind.format;
+    const bool usual = kind.weights.empty() || target.weights == kind.weights[0];
+    report.target_format = usual ? kind.format : target.weights;
     report.parameters = ParametersOf(source.model);
     for (const StoredTensor& tensor : source.tensors)
       report.source_bytes += ElementCount(tensor.shape) * ItemSize(tensor.dtype);
@@ -320,15 +347,16 @@ struct Conversion::State {
                    {"hf_model_name", options.hf_model_name},
                    {"dtype", options.dtype},
                    {"max_shard_size", options.max_shard_size},
+                   {"weights", target.weights},
+                   {"tp_size", options.tp_size},
+                   {"pp_size", options.pp_size},
                    {"vocab_size", options.vocab_size ? Json(*options.vocab_size) : Json(nullptr)},
                    {"untie_embeddings", options.untie_embeddings},
                    {"allow_rope_config_only", options.rope_config_only},
                    {"allow_overflow", options.allow_overflow}};
     if (options.to != kTrtllm.name) return record;
     const TrtllmTarget& cut = options.trtllm;
-    record["trtllm"] = {{"tp_size", cut.tp_size},
-                        {"pp_size", cut.pp_size},
-                        {"use_parallel_embedding", cut.use_parallel_embedding},
+    record["trtllm"] = {{"use_parallel_embedding", cut.use_parallel_embedding},
                         {"embedding_sharding_dim", cut.embedding_sharding_dim},
                         {"use_embedding_sharing", cut.use_embedding_sharing},
                         {"version", cut.version},

@@ -15,7 +15,8 @@ struct Literal {
 };
 
 // The CRC-32 of a range of bytes, which stands at two places behind it, little-endian: a zip has it behind each
-// member's data and in its directory. Literals give the places' bytes, which are zeros there.
+// member's data and in its directory. Literals give zeros there, each place lying in one; those of a file with
+// checksums are in order.
 struct Checksum {
   uint64_t offset = 0, size = 0;
   std::array<uint64_t, 2> places{};

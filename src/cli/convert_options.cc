@@ -50,6 +50,19 @@ std::vector<OptionRow> ConvertRows() {
        [](Options& o, const std::string&) { o.convert.allow_overflow = true; }},
       {"--max_shard_size", "SIZE", kConvert, "the most bytes of one safetensors file, 10GB by default",
        [](Options& o, const std::string& v) { o.convert.max_shard_size = ShardSize(v); }, "", "hf"},
+      {"--hf_weights", "FORMAT", kConvert,
+       "hf: safetensors (the default), bin (PyTorch pickles) or dcp\n(torch distributed checkpoint)",
+       [](Options& o, const std::string& v) {
+         o.convert.weights = OneOf("--hf_weights", v, {"safetensors", "bin", "dcp"});
+       },
+       "", "hf"},
+      {"--nemo_weights", "FORMAT", kConvert,
+       "nemo, nemo2: zarr (the default of nemo), torch_dist (that of\nnemo2), or ranks: the old files of --tp_size by "
+       "--pp_size\nranks",
+       [](Options& o, const std::string& v) {
+         o.convert.weights = OneOf("--nemo_weights", v, {"zarr", "torch_dist", "ranks"});
+       },
+       "", "nemo nemo2"},
       {"--override", "", kConvert, "replace what OUT holds, once the new checkpoint is complete",
        [](Options& o, const std::string&) { o.convert.replace = true; }},
       {"--verify", "", kConvert, "compare the result with the source before it is published",

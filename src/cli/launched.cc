@@ -100,7 +100,7 @@ LaunchRequest RequestOf(const Options& options, const ClusterConfig& config) {
   request.log_dir = options.launch.log_dir;
   request.engine = !options.engine.empty();
   request.tasks = options.convert.tasks;
-  request.gpus = options.convert.trtllm.tp_size;
+  request.gpus = options.gpus;
   request.max_memory = options.convert.run.max_memory;
   return request;
 }
@@ -329,7 +329,7 @@ ClusterConfig SettleCluster(Options& options, Log& log) {
     if (!launch.run_after.empty()) log.Note("--run_after is not needed: only jobs of Slurm wait for one another");
   }
   if (config.executor == "local" && !options.engine.empty() && options.builder.empty())
-    options.builder = DockerBuilder(config, options.convert.trtllm.tp_size, {options.convert.output, options.engine});
+    options.builder = DockerBuilder(config, options.gpus, {options.convert.output, options.engine});
   return config;
 }
 

@@ -19,6 +19,7 @@ struct Options {
   std::string log_format = "text";
   std::vector<std::string> trtllm;  // options given that mean something for a trtllm target only
   std::string tp_by, pp_by;         // the options that gave the sizes
+  uint64_t gpus = 1;                // that a job has where it needs some: one a tensor rank
   bool use_weight_only = false, use_fp8_rowwise = false, checkpoint_only = false, prepare_only = false;
   std::string weight_only_precision;
   std::string target_folder;       // OUT: convert.output, unless that is the checkpoint beside it

@@ -29,6 +29,13 @@ void SetSize(const std::string& name, const std::string& value, uint64_t& size, 
   by = name;
 }
 
+Store TensorRanks(const char* name) {
+  return [=](Options& o, const std::string& value) {
+    SetSize(name, value, o.convert.tp_size, o.tp_by);
+    o.gpus = o.convert.tp_size;
+  };
+}
+
 // What a mode cannot do without here, and what to do instead.
 Store NeedsActivations(const char* name) {
   return [=](Options&, const std::string&) {
@@ -93,18 +100,14 @@ void SettleGptq(const Options& options) {
 
 std::vector<OptionRow> TrtllmRows() {
   return {
-      {"--tp_size", "N", kConvert, "trtllm: tensor-parallel ranks, 1 by default",
-       Trtllm("--tp_size",
-              [](Options& o, const std::string& v) { SetSize("--tp_size", v, o.convert.trtllm.tp_size, o.tp_by); })},
-      {"--num_gpus", "N", kConvert, "the same as --tp_size; no other target depends on GPUs",
-       [](Options& o, const std::string& v) { SetSize("--num_gpus", v, o.convert.trtllm.tp_size, o.tp_by); }, "",
-       "trtllm"},
-      {"--pp_size", "N", kConvert, "trtllm: pipeline stages, 1 by default",
-       Trtllm("--pp_size",
-              [](Options& o, const std::string& v) { SetSize("--pp_size", v, o.convert.trtllm.pp_size, o.pp_by); })},
+      {"--tp_size", "N", kConvert, "trtllm, nemo in ranks: tensor-parallel ranks, 1 by default",
+       TensorRanks("--tp_size")},
+      {"--num_gpus", "N", kConvert, "the same as --tp_size; no other target depends on GPUs", TensorRanks("--num_gpus"),
+       "", "trtllm"},
+      {"--pp_size", "N", kConvert, "trtllm, nemo in ranks: pipeline stages, 1 by default",
+       [](Options& o, const std::string& v) { SetSize("--pp_size", v, o.convert.pp_size, o.pp_by); }},
       {"--num_nodes", "N", kConvert, "the same as --pp_size; no other target depends on nodes",
-       [](Options& o, const std::string& v) { SetSize("--num_nodes", v, o.convert.trtllm.pp_size, o.pp_by); }, "",
-       "trtllm"},
+       [](Options& o, const std::string& v) { SetSize("--num_nodes", v, o.convert.pp_size, o.pp_by); }, "", "trtllm"},
       {"--use_parallel_embedding", "", kConvert, "trtllm: cut the embedding over the tensor ranks",
        Trtllm("--use_parallel_embedding",
               [](Options& o, const std::string&) { o.convert.trtllm.use_parallel_embedding = true; })},
@@ -221,9 +224,20 @@ std::vector<OptionRow> TrtllmRows() {
   };
 }
 
+// GPUs and nodes are those of an engine; ranks of another target are asked for by their own names.
+void SettleRanks(Options& options) {
+  ConvertOptions& convert = options.convert;
+  if (options.tp_by == "--num_gpus") convert.tp_size = 1;
+  if (options.pp_by == "--num_nodes") convert.pp_size = 1;
+  if (convert.tp_size * convert.pp_size > 1 && convert.weights != "ranks")
+    throw Usage((convert.tp_size > 1 ? options.tp_by : options.pp_by) + " is given for a target of the kind " +
+                convert.to + ", expected it with --to=trtllm, or with --nemo_weights=ranks");
+}
+
 // Options that together say what a trtllm target is, or that say it of another target.
 void SettleTrtllm(Options& options) {
   if (options.convert.to != "trtllm") {
+    SettleRanks(options);
     if (!options.trtllm.empty())
       throw Usage(options.trtllm[0] + " is given for a target of the kind " + options.convert.to +
                   ", expected it with --to=trtllm only");

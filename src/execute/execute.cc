@@ -15,6 +15,7 @@
 
 #include "base/error.h"
 #include "base/hash.h"
+#include "execute/checksums.h"
 #include "execute/journals.h"
 #include "execute/op_bytes.h"
 #include "execute/op_queue.h"
@@ -387,6 +388,7 @@ void Execution::MakeFiles() {
 }
 
 void Execution::MakeFile(size_t file) {
+  if (journals_.HashOf(file)) return;  // it is complete, checksums too
   const FileLayout& layout = plan_.files[file];
   const bool fresh = journal_ && (inodes_[file] == 0 || journal_->InodeOf(file) != inodes_[file]);
   if (fresh) journal_->AddFile(file, 0);  // a new file may have the inode of the one that is gone
@@ -405,7 +407,7 @@ void Execution::MakeFile(size_t file) {
   if (fresh) journal_->AddFile(file, open->Info().inode);
 }
 
-// Hashes a complete file through a buffer of kIoBuffer bytes. One that is cut is complete when all tasks have ended.
+// Hashes a file that has all its data, through a buffer of kIoBuffer bytes, and fills in its checksums. One that is cut is complete when all tasks have ended.
 void Execution::Hash(size_t file, std::byte* buffer, const Turn* turn) {
   if (!shares_.IsCut(file)) {
     const std::optional<uint64_t> known = journals_.HashOf(file);
@@ -418,11 +420,14 @@ void Execution::Hash(size_t file, std::byte* buffer, const Turn* turn) {
 uint64_t Execution::HashOf(size_t file, std::byte* buffer, const Turn* turn) {
   const uint64_t size = plan_.files[file].size;
   std::unique_ptr<File> open = io_.OpenRead(StagedPath(file));
+  std::shared_ptr<File> filled = files_.Get(plan_.sources.size() + file);
+  ChecksumFiller checksums(plan_.files[file].checksums);
   Xxh3 hash;
   for (uint64_t offset = 0; offset < size; offset += kIoBuffer) {
     turn ? turn->Check() : CheckStop(options_);
     const uint64_t count = std::min(kIoBuffer, size - offset);
     open->ReadAt(buffer, count, offset);
+    checksums.Pass(offset, buffer, count, *filled);
     hash.Update(buffer, count);
   }
   return hash.Digest();

@@ -1,6 +1,9 @@
 // Random plans with what they must make, written by an element-by-element reference.
 #pragma once
 
+#include <zlib.h>
+
+#include <cstring>
 #include <iterator>
 #include <string>
 #include <vector>
@@ -68,6 +71,21 @@ inline void AddRandomPart(Random& random, Job& job, std::vector<std::string>& so
   job.plan.parts.push_back(part);
 }
 
+// The end of a file: checksums of two ranges before it, the sums by zlib.
+inline void AddEnd(Random& random, FileLayout& file, std::string& image) {
+  const uint64_t end = image.size(), middle = Pick(random, 0, end);
+  std::string literal = RandomElements(random, Pick(random, 0, 5)) + std::string(16, '\0');
+  const uint64_t first = end + literal.size() - 16;
+  file.literals.push_back({end, literal + "end"});
+  file.checksums = {{0, middle, {first, first + 8}}, {middle, end - middle, {first + 4, first + 12}}};
+  image += literal + "end";
+  for (const Checksum& checksum : file.checksums) {
+    const auto* range = reinterpret_cast<const Bytef*>(image.data() + checksum.offset);
+    const auto sum = static_cast<uint32_t>(crc32(0, range, static_cast<uInt>(checksum.size)));
+    for (uint64_t place : checksum.places) std::memcpy(image.data() + place, &sum, sizeof sum);
+  }
+}
+
 inline Job RandomJob(Random& random, const ScratchFolder& folder) {
   Job job;
   std::vector<std::string> sources(Pick(random, 1, 3), "header");
@@ -79,8 +97,7 @@ inline Job RandomJob(Random& random, const ScratchFolder& folder) {
   }
   for (uint64_t parts = Pick(random, 1, 5); parts > 0; --parts) AddRandomPart(random, job, sources);
   for (size_t i = 0; i < job.images.size(); ++i) {
-    job.plan.files[i].literals.push_back({job.images[i].size(), "end"});
-    job.images[i] += "end";
+    AddEnd(random, job.plan.files[i], job.images[i]);
     job.plan.files[i].size = job.images[i].size();
   }
   for (size_t i = 0; i < sources.size(); ++i)

@@ -128,6 +128,28 @@ void CheckFile(const FileLayout& file, const std::vector<const Piece*>& pieces, 
     problems.push_back(fmt::format("{}: {} bytes are written, expected {}", file.path, expected, file.size));
 }
 
+// Whether literals of the file give zeros for a checksum that is yet to come.
+bool IsZeros(const FileLayout& file, uint64_t place) {
+  const auto behind = std::upper_bound(file.literals.begin(), file.literals.end(), place,
+                                       [](uint64_t at, const Literal& literal) { return at < literal.offset; });
+  if (behind == file.literals.begin()) return false;
+  const Literal& literal = *(behind - 1);
+  return literal.bytes.compare(place - literal.offset, sizeof(uint32_t), std::string(sizeof(uint32_t), '\0')) == 0;
+}
+
+// The places of a checksum lie behind its range, so that one pass over the file can fill them in.
+void CheckChecksums(const FileLayout& file, std::vector<std::string>& problems) {
+  uint64_t end = 0;
+  for (const Checksum& checksum : file.checksums) {
+    const uint64_t begin = checksum.offset;
+    const bool in_order = begin >= end && checksum.size <= file.size && begin <= file.size - checksum.size;
+    end = begin + checksum.size;
+    for (uint64_t place : checksum.places)
+      if (!in_order || place < end || place >= file.size || !IsZeros(file, place))
+        problems.push_back(fmt::format("{}: no place for the checksum of bytes {} to {}", file.path, begin, end));
+  }
+}
+
 // What of the part no source gives.
 void CheckSources(const Part& part, std::vector<std::string>& problems) {
   if (part.sources.empty()) return;
@@ -267,7 +289,10 @@ std::vector<std::string> Audit(const Plan& plan) {
       }
     }
   }
-  for (size_t i = 0; i < plan.files.size(); ++i) CheckFile(plan.files[i], by_file[i], problems);
+  for (size_t i = 0; i < plan.files.size(); ++i) {
+    CheckFile(plan.files[i], by_file[i], problems);
+    CheckChecksums(plan.files[i], problems);
+  }
   return problems;
 }
 

@@ -197,5 +197,20 @@ TEST(Audit, LooksAtEveryNumberOfAPiece) {
   }
 }
 
+TEST(Audit, WantsZerosBehindItsRangeForAChecksum) {
+  const auto problems_with = [](const Checksum& checksum) {
+    Plan plan = PlanOf({3, 5}, RowMajor({3, 5}), 30 + 12);
+    plan.files[0].literals = {{30, std::string(8, '\0') + "text"}};
+    plan.files[0].checksums = {checksum};
+    return Audit(plan);
+  };
+  EXPECT_THAT(problems_with({0, 30, {30, 34}}), IsEmpty());
+  EXPECT_THAT(problems_with({0, 30, {30, 35}}), Contains(HasSubstr("no place for the checksum of bytes 0 to 30")));
+  EXPECT_THAT(problems_with({0, 31, {30, 34}}), Contains(HasSubstr("no place")));  // within the range
+  EXPECT_THAT(problems_with({0, 30, {30, 20}}), Contains(HasSubstr("no place")));  // in the data
+  EXPECT_THAT(problems_with({0, 30, {30, 40}}), Contains(HasSubstr("no place")));  // beyond the end
+  EXPECT_THAT(problems_with({40, UINT64_MAX, {30, 34}}), Contains(HasSubstr("no place")));
+}
+
 }  // namespace
 }  // namespace reshard

@@ -357,6 +357,8 @@ class Planner {
         hash.Add(literal.offset);
         hash.Add(literal.bytes);
       }
+      for (const Checksum& checksum : file.checksums)
+        for (uint64_t value : {checksum.offset, checksum.size, checksum.places[0], checksum.places[1]}) hash.Add(value);
     }
     for (const auto* names : {&plan.source_tensors, &plan.target_tensors})
       for (const std::string& name : *names) hash.Add(name);

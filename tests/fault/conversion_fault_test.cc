@@ -43,7 +43,7 @@ struct Case {
 void PrintTo(const Case& row, std::ostream* out) { *out << row.name; }
 
 void Nothing(ConvertOptions&) {}
-void TwoRanks(ConvertOptions& options) { options.trtllm.tp_size = 2; }
+void TwoRanks(ConvertOptions& options) { options.tp_size = 2; }
 void SmallShards(ConvertOptions& options) {
   options.max_shard_size = 30'000;
   options.dtype = "fp32";

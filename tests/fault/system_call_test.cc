@@ -100,7 +100,7 @@ class SystemCall : public testing::TestWithParam<Direction> {
     options.vocab_size = 66;
     options.run.workers = 1;
     options.run.max_memory = uint64_t{16} << 30;  // this process is that of all conversions; a sanitizer keeps them
-    if (options.to == "trtllm") options.trtllm.tp_size = 2;
+    if (options.to == "trtllm") options.tp_size = 2;
     return options;
   }
 

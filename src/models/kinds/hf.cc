@@ -17,6 +17,7 @@ namespace reshard {
 namespace {
 
 constexpr std::string_view kSingle = "model.safetensors", kIndex = "model.safetensors.index.json";
+constexpr std::string_view kWeights[] = {"safetensors"};
 constexpr std::string_view kMarkers[] = {kIndex, kSingle, "pytorch_model.bin.index.json", "pytorch_model.bin"};
 
 // What comes along with the weights, byte for byte.
@@ -379,6 +380,7 @@ const Kind kHuggingFace = {
     .open = Open,
     .ranks = RanksOf,
     .lay_out = LayOut,
+    .weights = kWeights,
     .markers = kMarkers,
 };
 

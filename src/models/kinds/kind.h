@@ -97,6 +97,7 @@ struct TargetOptions {
   bool untie_embeddings = false;
   bool rope_config_only = false;  // --allow_rope=config_only
   std::string_view weights;       // one of Kind::weights, which hold the tensors
+  uint64_t tp = 1, pp = 1;        // ranks, where the target is cut into them
   TrtllmOptions trtllm;
 };
 

@@ -20,6 +20,7 @@ namespace reshard {
 namespace {
 
 constexpr std::string_view kConfig = "model_config.yaml", kWeights = "model_weights", kMetadata = "metadata.json";
+constexpr std::string_view kFormats[] = {"zarr"};
 constexpr std::string_view kMarkers[] = {"model_weights/metadata.json"};
 constexpr std::string_view kPrefix = "model.", kEmbedding = "embedding.word_embeddings.weight",
                            kHead = "output_layer.weight";
@@ -330,6 +331,7 @@ const Kind kNemo = {
     .open = Open,
     .ranks = RanksOf,
     .lay_out = LayOut,
+    .weights = kFormats,
     .markers = kMarkers,
 };
 
