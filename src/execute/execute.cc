@@ -407,7 +407,8 @@ void Execution::MakeFile(size_t file) {
   if (fresh) journal_->AddFile(file, open->Info().inode);
 }
 
-// Hashes a file that has all its data, through a buffer of kIoBuffer bytes, and fills in its checksums. One that is cut is complete when all tasks have ended.
+// Hashes a file that has all its data, through a buffer of kIoBuffer bytes, and fills in its checksums. One that is cut
+// is complete when all tasks have ended.
 void Execution::Hash(size_t file, std::byte* buffer, const Turn* turn) {
   if (!shares_.IsCut(file)) {
     const std::optional<uint64_t> known = journals_.HashOf(file);

@@ -120,7 +120,7 @@ struct LaidOut {
 
 struct Kind {
   std::string_view name;
-  std::string_view title;  // "HuggingFace folder, safetensors"
+  std::string_view title;   // "HuggingFace folder, safetensors"
   std::string_view format;  // of the checkpoints that it opens, where they do not say
   Layouts Block::*layouts;
   std::string_view name_prefix;  // of every tensor's name in files that are written, before the layouts' names
@@ -137,7 +137,7 @@ struct Kind {
   // Whether every tensor whose layout fixes no dtype has the one that the config names.
   bool one_dtype = false;
   std::span<const std::string_view> weights = {};  // the formats of a target, the default first; empty: there is one
-  std::span<const std::string_view> markers;  // files that make a folder a checkpoint of this kind
+  std::span<const std::string_view> markers;       // files that make a folder a checkpoint of this kind
   // Whether it names a file of its checkpoints so. Null: names do not tell.
   bool (*owns)(std::string_view name) = nullptr;
 };
