@@ -93,6 +93,9 @@ struct ConvertOptions {
   RunOptions run;
 };
 
+// Whether a target of this kind and name is one packed file rather than a folder.
+bool IsPacked(const std::string& kind, const std::string& path);
+
 struct NamedSize {
   std::string path;
   uint64_t size = 0;  // bytes
@@ -150,8 +153,8 @@ class Conversion {
   std::unique_ptr<State> state_;
 };
 
-// Finishes a publication that an earlier run had begun in a target folder; false where none was.
-bool Commit(const std::string& folder);
+// Finishes a publication that an earlier run had begun of a target; false where none was.
+bool Commit(const std::string& path);
 
 struct TensorReport {
   std::string name, dtype;

@@ -139,7 +139,7 @@ struct Conversion::State {
     open = OpenOptionsFor(io, options.input, hints, options.run, 1, options.from);
     open.weights_path = options.trtllm.quant_ckpt_path;
     if (options.trtllm.remove_duplicated_kv_heads) open.kv_copies = 2;
-    CheckTargetPath(io, options.input, options.output);
+    CheckTargetPath(io, options.input, Place());
     source = OpenCheckpoint(io, options.input, options.from, open);
     CheckPlanFits(options.run, std::max(source.tensors.size(), source.files.size()),
                   kind.ranks(source.model, source, target)[0].stacks_layers);
@@ -214,13 +214,18 @@ struct Conversion::State {
   // For what an earlier run has not staged yet.
   void CheckSpace() const {
     const uint64_t staged = BytesStaged(planned.plan, io, JournalOf(TargetFolder()));
-    CheckFreeSpace(io, planned.plan, options.output, options.replace, staged);
+    CheckFreeSpace(io, planned.plan, Place(), options.replace, staged);
+  }
+
+  TargetPlace Place() const {
+    const bool packed = IsPacked(options.to, options.output);
+    return packed ? TargetPlace::File(options.output) : TargetPlace::Folder(options.output);
   }
 
   Target TargetFolder() const {
     const bool own = (options.again || options.take_foreign) && HoldsOneOfItsKind();
     const bool replace = options.replace || (options.again && own);
-    Target folder{options.output, planned.plan.id, {}, replace, AllMarkers(), Request()};
+    Target folder{Place(), planned.plan.id, {}, replace, AllMarkers(), Request()};
     for (const FileLayout& file : planned.plan.files) folder.files.push_back(file.path);
     if (own) folder.remedy = "it is of another request, and --no_trt_reuse_tmp_engine or --override makes it anew";
     return folder;
@@ -230,9 +235,8 @@ struct Conversion::State {
   bool HoldsOneOfItsKind() const {
     const Kind& kind = KindByName(options.to);
     if (!kind.owns || !io.Stat(options.output) || !kind.detect(io, options.output)) return false;
-    const std::vector<std::string> entries = io.List(options.output);
-    return std::all_of(entries.begin(), entries.end(),
-                       [&](const std::string& entry) { return IsOurs(entry) || kind.owns(entry); });
+    const std::vector<std::string> entries = Place().Entries(io);
+    return std::all_of(entries.begin(), entries.end(), kind.owns);
   }
 
   Json Request() const {
@@ -445,7 +449,7 @@ struct Conversion::State {
   // Whether another program has written a checkpoint whose config and headers are what the plan says.
   bool IsThereFromAnother() {
     const std::string path = JoinPath(options.output, "config.json");
-    if (options.to != kTrtllm.name || !io.Stat(path) || ReadReceipt(io, options.output)) return false;
+    if (options.to != kTrtllm.name || !io.Stat(path) || ReadReceipt(io, Place())) return false;
     const auto config = std::find_if(planned.plan.files.begin(), planned.plan.files.end(),
                                      [](const FileLayout& file) { return file.path == "config.json"; });
     if (ReadWholeFile(io, path, kMaxTreeBytes) != config->literals[0].bytes) return false;
@@ -467,7 +471,7 @@ struct Conversion::State {
 
   // Its share, for a run that publishes to find.
   ConvertReport RunTask() {
-    if (options.again) ForgetReceipt(io, options.output);
+    if (options.again) ForgetReceipt(io, Place());
     const std::unique_ptr<Seat> seat = Join(io, TargetFolder(), execute.task);
     if (!seat) return Complete();
     CheckSpace();
@@ -480,7 +484,7 @@ struct Conversion::State {
     if (options.discard) return Discard();
     if (options.take_foreign && IsThereFromAnother()) return Complete();
     if (options.task) return RunTask();
-    if (options.again && TargetFolder().replace) ForgetReceipt(io, options.output);
+    if (options.again && TargetFolder().replace) ForgetReceipt(io, Place());
     std::unique_ptr<Stage> stage = Claim(io, TargetFolder());
     std::optional<ExecuteReport> done;
     if (stage && stage->executed() && !(done = Staged(*stage))) {
@@ -507,6 +511,11 @@ void Conversion::ForEachPart(const std::function<void(const PartReport&)>& tell)
 }
 ConvertReport Conversion::Run() { return state_->Run(); }
 
-bool Commit(const std::string& folder) { return FinishPublication(PosixIo(), folder); }
+bool IsPacked(const std::string& kind, const std::string& path) {
+  const std::string_view suffix = KindByName(kind).packed_as;
+  return !suffix.empty() && path.ends_with(suffix);
+}
+
+bool Commit(const std::string& path) { return FinishPublication(PosixIo(), TargetPlace::Existing(PosixIo(), path)); }
 
 }  // namespace reshard

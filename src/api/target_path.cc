@@ -37,33 +37,36 @@ bool IsWithin(const std::string& path, const std::string& folder) {
   return path == folder || path.starts_with(folder == "/" ? folder : folder + "/");
 }
 
-uint64_t SizeBelow(Io& io, const std::string& folder) {
+// Of a file, or of all that lies in a folder.
+uint64_t SizeOf(Io& io, const std::string& path) {
+  const auto info = io.Stat(path);
+  if (!info || info->type != FileInfo::Type::kDirectory) return info ? info->size : 0;
   uint64_t bytes = 0;
-  for (const std::string& name : io.List(folder)) {
-    std::string path = JoinPath(folder, name);
-    auto info = io.Stat(path);
-    if (info) bytes += info->type == FileInfo::Type::kDirectory ? SizeBelow(io, path) : info->size;
-  }
+  for (const std::string& name : io.List(path)) bytes += SizeOf(io, JoinPath(path, name));
   return bytes;
 }
 
 }  // namespace
 
-void CheckTargetPath(Io& io, const std::string& source, const std::string& target) {
-  std::string from = Resolve(io, source), to = Resolve(io, target);
+void CheckTargetPath(Io& io, const std::string& source, const TargetPlace& place) {
+  const std::string target = place.path(), from = Resolve(io, source), to = Resolve(io, target);
+  const char* wanted = place.is_file() ? "file" : "folder";
   auto refuse = [&](const char* found) {
-    throw Error(Code::kPermission, fmt::format("{} the source {}, expected a folder of its own", found, source))
+    throw Error(Code::kPermission, fmt::format("{} the source {}, expected a {} of its own", found, source, wanted))
         .At("writing", target);
   };
   if (from == to) refuse("the target is");
   if (IsWithin(to, from)) refuse("the target lies inside");
   if (IsWithin(from, to)) refuse("the target holds");
   auto info = io.Stat(target);
-  if (info && info->type != FileInfo::Type::kDirectory)
-    throw Error(Code::kAlreadyExists, "this is a file, expected a folder or nothing").At("writing", target);
+  if (!info || (info->type == FileInfo::Type::kDirectory) != place.is_file()) return;
+  throw Error(Code::kAlreadyExists,
+              fmt::format("this is a {}, expected a {} or nothing", place.is_file() ? "folder" : "file", wanted))
+      .At("writing", target);
 }
 
-void CheckFreeSpace(Io& io, const Plan& plan, const std::string& target, bool replace, uint64_t staged) {
+void CheckFreeSpace(Io& io, const Plan& plan, const TargetPlace& place, bool replace, uint64_t staged) {
+  const std::string target = place.path();
   constexpr uint64_t kRecords = 16;  // owner, records, receipt, folders of staging
   uint64_t bytes = kMiB, inodes = plan.files.size() + kRecords;
   std::set<std::string> folders;
@@ -79,7 +82,7 @@ void CheckFreeSpace(Io& io, const Plan& plan, const std::string& target, bool re
     throw Error(Code::kNoSpace, fmt::format("{} files can still be made there, expected {}", free.inodes, inodes))
         .At("writing", target);
   if (free.bytes >= bytes) return;
-  bool old_is_in_the_way = replace && io.Stat(target) && free.bytes + SizeBelow(io, target) >= bytes;
+  bool old_is_in_the_way = replace && free.bytes + SizeOf(io, target) >= bytes;
   throw Error(
       Code::kNoSpace,
       fmt::format("{} are free, expected {}, {} more{}", HumanBytes(free.bytes), HumanBytes(bytes),

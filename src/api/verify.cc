@@ -179,22 +179,25 @@ VerifyReport Verify(const std::string& a, const std::string& b, const SourceHint
 ReceiptReport VerifyReceipt(const std::string& path, const RunOptions& options) {
   Io& io = PosixIo();
   if (!io.Stat(path))
-    throw Error(Code::kNotFound, "there is no such folder, expected a checkpoint").At("reading", path);
-  std::optional<Json> receipt = ReadReceipt(io, path);
+    throw Error(Code::kNotFound, "there is no such folder or file, expected a checkpoint").At("reading", path);
+  const TargetPlace place = TargetPlace::Existing(io, path);
+  const std::string& folder = place.folder();
+  std::optional<Json> receipt = ReadReceipt(io, place);
   if (!receipt)
-    throw Error(Code::kNotFound,
-                "there is no receipt .reshard.json, expected one; give a second checkpoint to compare with")
+    throw Error(Code::kNotFound, fmt::format("there is no receipt {}, expected one; give a second checkpoint to "
+                                             "compare with",
+                                             place.receipt()))
         .At("reading", path);
   ReceiptReport report;
   std::vector<NamedSize> whole;  // of the size that they should have
   std::vector<const Json*> entries;
   for (const Json& entry : receipt->at("files")) {
     ++report.files;
-    if (std::string problem = SizeProblem(io, path, entry); !problem.empty()) {
+    if (std::string problem = SizeProblem(io, folder, entry); !problem.empty()) {
       report.problems.push_back(std::move(problem));
       continue;
     }
-    whole.push_back({JoinPath(path, entry.at("path")), entry.at("size")});
+    whole.push_back({JoinPath(folder, entry.at("path")), entry.at("size")});
     entries.push_back(&entry);
     report.bytes += whole.back().size;
   }

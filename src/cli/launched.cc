@@ -11,6 +11,7 @@
 #include <map>
 
 #include "base/io.h"
+#include "base/target_place.h"
 #include "base/text.h"
 #include "launch/experiment.h"
 #include "launch/launch.h"
@@ -75,8 +76,9 @@ void TranslatePaths(Options& options, Translator& translate) {
   options.target_folder = translate(options.target_folder);
   convert.output = options.target_folder + (suffixed ? "-tmp" : "");
   if (!options.engine.empty()) options.engine = options.target_folder;
-  launch.log_dir =
-      launch.log_dir.empty() ? JoinPath(options.target_folder, "conversion-logs") : translate(launch.log_dir);
+  const TargetPlace place = IsPacked(convert.to, options.target_folder) ? TargetPlace::File(options.target_folder)
+                                                                        : TargetPlace::Folder(options.target_folder);
+  launch.log_dir = launch.log_dir.empty() ? place.logs() : translate(launch.log_dir);
   convert.hf_model_name = translate.IfMounted(convert.hf_model_name);
   convert.trtllm.quant_ckpt_path = translate.IfMounted(convert.trtllm.quant_ckpt_path);
   for (Options::Given& given : options.given) {
@@ -211,21 +213,21 @@ Experiment NewestOf(const std::string& name) {
   return found[0];
 }
 
-bool IsFolder(const std::string& path) {
-  const auto info = PosixIo().Stat(path);
-  return info && info->type == FileInfo::Type::kDirectory;
+// Whether a target is there, or work on one.
+bool IsTarget(const std::string& path) {
+  return PosixIo().Stat(path) || PosixIo().Stat(TargetPlace::Existing(PosixIo(), path).root());
 }
 
-// A folder that a conversion of here fills: it has left no record but its own progress.
-Status StatusOfFolder(const std::string& folder) {
+// A target that a conversion of here fills: it has left no record but its own progress.
+Status StatusOfTarget(const TargetPlace& place) {
   constexpr double kSilence = 30;
   Status status;
   status.experiment.executor = "none";
-  status.experiment.target = folder;
-  status.progress = ReadProgress(Shell(), folder);
+  status.experiment.target = place.path();
+  status.progress = ReadProgress(Shell(), place.path());
   JobRecord job;
   job.name = "convert";
-  if (PosixIo().Stat(JoinPath(folder, ".reshard.json")))
+  if (PosixIo().Stat(JoinPath(place.folder(), place.receipt())))
     job.state.state = "COMPLETED";
   else if (status.progress)
     job.state.state = static_cast<double>(Now()) - status.progress->time < kSilence ? "RUNNING" : "FAILED";
@@ -237,8 +239,8 @@ std::vector<Status> StatusesOf(const std::vector<std::string>& names, Log& log) 
   const std::vector<Experiment> all = LoadExperiments(PosixIo(), Home());
   const std::vector<Experiment> found = names.empty() ? all : FindExperiments(all, names[0]);
   if (found.empty() && !names.empty()) {
-    if (!IsFolder(names[0])) throw UnknownName(names[0], all);
-    return {StatusOfFolder(names[0])};
+    if (!IsTarget(names[0])) throw UnknownName(names[0], all);
+    return {StatusOfTarget(TargetPlace::Existing(PosixIo(), names[0]))};
   }
   std::vector<Status> statuses;
   for (const Experiment& experiment : found) {
@@ -392,7 +394,7 @@ int RunCommit(const Options& options, Log& log) {
   const std::string& name = options.paths[0];
   const std::vector<Experiment> all = LoadExperiments(PosixIo(), Home());
   std::vector<Experiment> found = FindExperiments(all, name);
-  if (IsFolder(name)) {
+  if (IsTarget(name)) {
     const bool begun = Commit(name);
     log.Done(begun ? fmt::format("{} is published", name) : fmt::format("no publication was begun in {}", name),
              {{"event", "committed"}, {"target", name}, {"begun", begun}});

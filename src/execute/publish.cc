@@ -17,9 +17,6 @@
 namespace reshard {
 namespace {
 
-constexpr char kRoot[] = ".reshard";
-constexpr char kReceipt[] = ".reshard.json";
-constexpr char kLogs[] = "conversion-logs";
 constexpr char kExecuted[] = "executed";
 constexpr char kJournal[] = "journal";
 constexpr char kRequest[] = "request";
@@ -29,13 +26,14 @@ constexpr char kProgress[] = "progress.";
 constexpr uint64_t kMaxRecordBytes = 64 * kMiB;
 
 struct Places {
-  Places(const std::string& folder, const std::string& plan_id)
-      : target(folder),
-        root(JoinPath(folder, kRoot)),
+  Places(const TargetPlace& place, const std::string& plan_id)
+      : target(place),
+        root(place.root()),
         plan(JoinPath(root, plan_id)),
         files(JoinPath(plan, "files")),
         old(JoinPath(plan, "old")) {}
-  const std::string target, root, plan, files, old;
+  const TargetPlace target;
+  const std::string root, plan, files, old;
 };
 
 struct SizedFile {
@@ -55,6 +53,11 @@ bool IsPlanId(const std::string& name) {
 bool IsRelativeInside(const std::string& path) {
   const std::filesystem::path parts(path);
   return !path.empty() && !parts.is_absolute() && std::find(parts.begin(), parts.end(), "..") == parts.end();
+}
+
+bool IsFile(Io& io, const std::string& path) {
+  const std::optional<FileInfo> info = io.Stat(path);
+  return info && info->type == FileInfo::Type::kFile;
 }
 
 bool IsFileOfSize(Io& io, const std::string& path, uint64_t size) {
@@ -140,7 +143,7 @@ class Publication {
   void RollForward() {
     if (!old_moved_) MoveOldEntries();
     RenameFiles();
-    WriteRecord(io_, places_, receipt_, places_.target, kReceipt);
+    WriteRecord(io_, places_, receipt_, places_.target.folder(), places_.target.receipt());
     io_.RemoveAll(record_path_);
     io_.RemoveAll(places_.plan);
   }
@@ -165,33 +168,32 @@ class Publication {
   // The old receipt first: it must not vouch for what is half gone. Then what makes the old checkpoint one.
   void MoveOldEntries() {
     io_.MakeDirectories(places_.old);
-    std::vector<std::string> first = {kReceipt};
-    if (replace_) {
+    const TargetPlace& target = places_.target;
+    std::vector<std::string> first = {target.receipt()};
+    if (replace_ && !target.is_file()) {
       for (const std::string& marker : markers_) {
-        if (io_.Stat(JoinPath(places_.target, marker))) first.push_back(TopEntry(marker));
+        if (io_.Stat(JoinPath(target.folder(), marker))) first.push_back(TopEntry(marker));
       }
     }
     MoveAway(first);
-    if (replace_) {
-      std::vector<std::string> rest = io_.List(places_.target);
-      rest.erase(std::remove_if(rest.begin(), rest.end(), IsOurs), rest.end());
-      MoveAway(rest);
-    }
+    // One file in another's place takes one rename.
+    const bool renamed_over = target.is_file() && IsFile(io_, target.path());
+    if (replace_ && !renamed_over) MoveAway(target.Entries(io_));
     record_["old_moved"] = true;
     Save();
   }
 
   void MoveAway(const std::vector<std::string>& entries) {
-    const std::vector<std::string> listed = io_.List(places_.target);
+    const std::vector<std::string> listed = io_.List(places_.target.folder());
     std::set<std::string> there(listed.begin(), listed.end());
     for (const std::string& entry : entries) {
       if (there.erase(entry) == 0) continue;
       const std::string moved = JoinPath(places_.old, entry);
       io_.RemoveAll(moved);  // of a rename that a power loss cut, both names are left; another then does nothing
-      io_.Rename(JoinPath(places_.target, entry), moved);
+      io_.Rename(JoinPath(places_.target.folder(), entry), moved);
     }
     io_.SyncDirectory(places_.old);
-    io_.SyncDirectory(places_.target);
+    io_.SyncDirectory(places_.target.folder());
   }
 
   // All but the marker, made durable, then the marker.
@@ -199,21 +201,21 @@ class Publication {
     std::set<std::string> folders = {""};  // relative ones
     for (const SizedFile& file : files_) {
       const std::string folder = Parent(file.path);
-      if (folders.count(folder) == 0) io_.MakeDirectories(JoinPath(places_.target, folder));
+      if (folders.count(folder) == 0) io_.MakeDirectories(JoinPath(places_.target.folder(), folder));
       for (std::string up = folder; folders.insert(up).second;) up = Parent(up);
     }
     for (size_t i = 0; i + 1 < files_.size(); ++i) RenameFile(files_[i]);
     for (auto folder = folders.rbegin(); folder != folders.rend(); ++folder) {
-      io_.SyncDirectory(JoinPath(places_.target, *folder));
+      io_.SyncDirectory(JoinPath(places_.target.folder(), *folder));
     }
     if (files_.empty()) return;
     RenameFile(files_.back());
-    io_.SyncDirectory(Parent(JoinPath(places_.target, files_.back().path)));
+    io_.SyncDirectory(Parent(JoinPath(places_.target.folder(), files_.back().path)));
   }
 
   void RenameFile(const SizedFile& file) {
     const std::string staged = JoinPath(places_.files, file.path);
-    const std::string published = JoinPath(places_.target, file.path);
+    const std::string published = JoinPath(places_.target.folder(), file.path);
     if (io_.Stat(staged)) {
       io_.Rename(staged, published);
     } else if (!IsFileOfSize(io_, published, file.size)) {
@@ -235,19 +237,24 @@ class Publication {
 };
 
 bool IsComplete(Io& io, const Target& target) {
-  const std::optional<Json> receipt = UnlessDamaged([&] { return ReadReceipt(io, target.folder); });
+  const std::optional<Json> receipt = UnlessDamaged([&] { return ReadReceipt(io, target.place); });
   return receipt && receipt->at("plan_id") == target.plan_id &&
-         AllThere(io, target.folder, FilesOf(*receipt, target.folder));
+         AllThere(io, target.place.folder(), FilesOf(*receipt, target.place.path()));
+}
+
+std::string TargetRootIn(const std::string& folder, const std::string& root) {
+  return JoinPath(folder, root.substr(root.rfind('/') + 1));
 }
 
 // Through a link, or in a folder that is somebody else's, nothing is written and nothing deleted.
 void RefuseOddPlaces(Io& io, const Places& places) {
-  const std::optional<FileInfo> target = io.Stat(places.target), root = io.Stat(places.root);
+  const std::string& folder = places.target.folder();
+  const std::optional<FileInfo> target = io.Stat(folder), root = io.Stat(places.root);
   if (target && target->type != FileInfo::Type::kDirectory) {
-    throw Error(Code::kAlreadyExists, "found a file, expected a folder or nothing").At("writing", places.target);
+    throw Error(Code::kAlreadyExists, "found a file, expected a folder or nothing").At("writing", folder);
   }
   if (!root || (root->type == FileInfo::Type::kDirectory &&
-                io.Canonical(places.root) == JoinPath(io.Canonical(places.target), kRoot))) {
+                io.Canonical(places.root) == TargetRootIn(io.Canonical(folder), places.root))) {
     return;
   }
   throw Error(Code::kAlreadyExists,
@@ -256,12 +263,13 @@ void RefuseOddPlaces(Io& io, const Places& places) {
 }
 
 void RefuseOldEntries(Io& io, const Target& target) {
-  if (target.replace || !io.Stat(target.folder)) return;
-  for (const std::string& entry : io.List(target.folder)) {
-    if (IsOurs(entry)) continue;
-    throw Error(Code::kAlreadyExists, fmt::format("found '{}', expected an empty folder; {}", entry, target.remedy))
-        .At("writing", target.folder);
-  }
+  const TargetPlace& place = target.place;
+  if (target.replace || !io.Stat(place.folder())) return;
+  const std::vector<std::string> entries = place.Entries(io);
+  if (entries.empty()) return;
+  const std::string found = place.is_file() ? "found it there already, expected no such file"
+                                            : fmt::format("found '{}', expected an empty folder", entries[0]);
+  throw Error(Code::kAlreadyExists, found + "; " + target.remedy).At("writing", place.path());
 }
 
 // What MarkExecuted was given, where all the files it saw are staged still.
@@ -279,10 +287,10 @@ std::optional<Json> ReadExecuted(Io& io, const Places& places, const Target& tar
 }
 
 // Whether there was one.
-bool RollForwardAll(Io& io, const std::string& folder) {
+bool RollForwardAll(Io& io, const TargetPlace& place) {
   bool begun = false;
-  for (const std::string& name : io.List(JoinPath(folder, kRoot))) {
-    const Places places(folder, name);
+  for (const std::string& name : io.List(place.root())) {
+    const Places places(place, name);
     if (!IsPlanId(name) || !io.Stat(JoinPath(places.plan, kPublishing))) continue;
     Publication publication(io, places);
     publication.Load();
@@ -308,7 +316,7 @@ void AddChanges(const std::string& what, const Json& before, const Json& now, st
 // Why the staged data of another plan is of no use to this one.
 std::string Superseded(Io& io, const Target& target, const std::string& other) {
   const Json before = UnlessDamaged([&]() -> Json {
-    const std::string path = JoinPath(Places(target.folder, other).plan, kRequest);
+    const std::string path = JoinPath(Places(target.place, other).plan, kRequest);
     return io.Stat(path) ? ReadRecord(io, path) : Json();
   });
   std::vector<std::string> changes;
@@ -402,7 +410,7 @@ class ClaimedStage : public Stage {
                std::vector<std::string> superseded)
       : io_(io),
         target_(std::move(target)),
-        places_(target_.folder, target_.plan_id),
+        places_(target_.place, target_.plan_id),
         lock_(std::move(lock)),
         made_folder_(made_folder),
         executed_(std::move(executed)),
@@ -441,14 +449,14 @@ class ClaimedStage : public Stage {
     CheckHeld();
     io_.RemoveAll(places_.plan);
     lock_->Release();
-    if (made_folder_) io_.RemoveEmptyDirectory(target_.folder);
+    if (made_folder_) io_.RemoveEmptyDirectory(target_.place.folder());
   }
 
  private:
   void CheckHeld() {
     if (lock_->Held()) return;
     throw Error(Code::kAlreadyExists, "another run took the folder over, expected to own it; run the command again")
-        .At("publishing", target_.folder);
+        .At("publishing", target_.place.path());
   }
 
   Io& io_;
@@ -462,16 +470,14 @@ class ClaimedStage : public Stage {
 
 }  // namespace
 
-bool IsOurs(const std::string& entry) { return entry == kRoot || entry == kReceipt || entry == kLogs; }
-
-std::string JournalOf(const Target& target) { return JoinPath(Places(target.folder, target.plan_id).plan, kJournal); }
+std::string JournalOf(const Target& target) { return JoinPath(Places(target.place, target.plan_id).plan, kJournal); }
 
 std::string ProgressOf(const Target& target, TaskOf task) {
-  return JoinPath(Places(target.folder, target.plan_id).plan, kProgress + NameOf(task));
+  return JoinPath(Places(target.place, target.plan_id).plan, kProgress + NameOf(task));
 }
 
 bool CheckTarget(Io& io, const Target& target) {
-  const Places places(target.folder, target.plan_id);
+  const Places places(target.place, target.plan_id);
   RefuseOddPlaces(io, places);
   if (io.Stat(places.root)) return true;
   if (IsComplete(io, target)) return false;
@@ -482,11 +488,11 @@ bool CheckTarget(Io& io, const Target& target) {
 std::unique_ptr<Stage> Claim(Io& io, const Target& target) {
   // Nothing is written before it is known that there is something to do.
   if (!CheckTarget(io, target)) return nullptr;
-  const Places places(target.folder, target.plan_id);
-  MadeFolder folder(io, target.folder), root(io, places.root);
+  const Places places(target.place, target.plan_id);
+  MadeFolder folder(io, target.place.folder()), root(io, places.root);
   auto lock = std::make_unique<OwnerLock>(io, places.root);
   RefuseTasks(io, places, *lock, {});
-  RollForwardAll(io, target.folder);
+  RollForwardAll(io, target.place);
   if (IsComplete(io, target)) {
     DeleteLeftovers(io, places, *lock, "");
     return nullptr;
@@ -505,11 +511,11 @@ std::unique_ptr<Stage> Claim(Io& io, const Target& target) {
 
 std::unique_ptr<Seat> Join(Io& io, const Target& target, TaskOf task) {
   if (!CheckTarget(io, target)) return nullptr;
-  const Places places(target.folder, target.plan_id);
-  MadeFolder folder(io, target.folder), root(io, places.root);
+  const Places places(target.place, target.plan_id);
+  MadeFolder folder(io, target.place.folder()), root(io, places.root);
   OwnerLock lock(io, places.root, OwnerLock::Stay::kPassing);
   RefuseTasks(io, places, lock, task);
-  RollForwardAll(io, target.folder);
+  RollForwardAll(io, target.place);
   if (IsComplete(io, target)) {
     DeleteLeftovers(io, places, lock, "");
     return nullptr;
@@ -524,18 +530,18 @@ std::unique_ptr<Seat> Join(Io& io, const Target& target, TaskOf task) {
   return seat;
 }
 
-bool FinishPublication(Io& io, const std::string& folder) {
-  const Places places(folder, "");
+bool FinishPublication(Io& io, const TargetPlace& place) {
+  const Places places(place, "");
   RefuseOddPlaces(io, places);
   if (!io.Stat(places.root)) return false;
   OwnerLock lock(io, places.root);
-  return RollForwardAll(io, folder);
+  return RollForwardAll(io, place);
 }
 
-void ForgetReceipt(Io& io, const std::string& folder) { io.RemoveAll(JoinPath(folder, kReceipt)); }
+void ForgetReceipt(Io& io, const TargetPlace& place) { io.RemoveAll(JoinPath(place.folder(), place.receipt())); }
 
-std::optional<Json> ReadReceipt(Io& io, const std::string& folder) {
-  const std::string path = JoinPath(folder, kReceipt);
+std::optional<Json> ReadReceipt(Io& io, const TargetPlace& place) {
+  const std::string path = JoinPath(place.folder(), place.receipt());
   if (!io.Stat(path)) return std::nullopt;
   Json receipt = ReadRecord(io, path);
   Field<std::string>(receipt, "plan_id", path);

@@ -12,6 +12,8 @@
 //   <target>/.reshard.json                   the receipt: has "plan_id", and "files" with a "path", "size" and "xxh3"
 //   each
 //
+// Of a target that is one file the names are those of base/target_place.h, and its one rename publishes it.
+//
 // At every instant the target is the old checkpoint, or has no marker and the next run rolls it forward, or is the new
 // one; that is so after SIGKILL and power loss at any point.
 #pragma once
@@ -23,12 +25,13 @@
 
 #include "base/io.h"
 #include "base/json.h"
+#include "base/target_place.h"
 #include "execute/shares.h"
 
 namespace reshard {
 
 struct Target {
-  std::string folder;  // made if it is not there
+  TargetPlace place;  // its folder is made if it is not there
   std::string plan_id;
   std::vector<std::string> files;  // relative paths in the order of publication: the marker last
   bool replace = false;            // --override
@@ -73,9 +76,6 @@ class Seat {
   virtual const std::vector<std::string>& superseded() const = 0;
 };
 
-// Whether an entry of a target is ours: what we keep of our work, or logs.
-bool IsOurs(const std::string& entry);
-
 // Where the journal of the target's plan is, and how far a run of it has come.
 std::string JournalOf(const Target& target);
 std::string ProgressOf(const Target& target, TaskOf task);
@@ -91,7 +91,7 @@ bool CheckTarget(Io& io, const Target& target);
 //     "already complete";
 //   * it holds any entry other than `conversion-logs`, `.reshard`, `.reshard.json` and not `replace`: kAlreadyExists,
 //     names the entry and --override;
-//   * it is no folder, or its `.reshard` is not a folder or is reached through a link: kAlreadyExists;
+//   * its folder is none, or its `.reshard` is not a folder or is reached through a link: kAlreadyExists;
 //   * another live run owns the target, or a task has its seat there: kAlreadyExists, with host and pid. An owner that
 //   is dead (same host and boot:
 //     no such process; same host, another boot; elsewhere: no heartbeat for 60 s) is taken over;
@@ -105,13 +105,13 @@ std::unique_ptr<Stage> Claim(Io& io, const Target& target);
 std::unique_ptr<Seat> Join(Io& io, const Target& target, TaskOf task);
 
 // Rolls a publication that was begun in the folder forward to its end, as Claim does; false where none was begun.
-bool FinishPublication(Io& io, const std::string& folder);
+bool FinishPublication(Io& io, const TargetPlace& place);
 
 // Takes the receipt away, so that what the folder holds is no longer complete to anyone; no error if there is none.
-void ForgetReceipt(Io& io, const std::string& folder);
+void ForgetReceipt(Io& io, const TargetPlace& place);
 
-// The receipt of a checkpoint folder, if it has one. kCorrupt where it is not readable as one: "plan_id", and "files"
+// The receipt of a checkpoint, if it has one. kCorrupt where it is not readable as one: "plan_id", and "files"
 // with "path", "size" and "xxh3" each, are there.
-std::optional<Json> ReadReceipt(Io& io, const std::string& folder);
+std::optional<Json> ReadReceipt(Io& io, const TargetPlace& place);
 
 }  // namespace reshard

@@ -84,7 +84,7 @@ Json ReceiptOf(const std::string& plan_id, const Files& files) {
 }
 
 Target TargetFor(const std::string& folder, const Checkpoint& checkpoint, bool replace = false) {
-  return Target{folder, kPlan, checkpoint.order, replace, kMarkers};
+  return Target{TargetPlace::Folder(folder), kPlan, checkpoint.order, replace, kMarkers};
 }
 
 void StageFiles(Io& io, const Stage& stage, const Checkpoint& checkpoint) {
@@ -124,7 +124,7 @@ Files Published(const std::string& folder) {
 void ExpectPublished(const std::string& folder, const Checkpoint& checkpoint) {
   EXPECT_EQ(Published(folder), checkpoint.files);
   EXPECT_FALSE(fs::exists(JoinPath(folder, ".reshard")));
-  const std::optional<Json> receipt = ReadReceipt(PosixIo(), folder);
+  const std::optional<Json> receipt = ReadReceipt(PosixIo(), TargetPlace::Folder(folder));
   ASSERT_TRUE(receipt.has_value());
   EXPECT_EQ(*receipt, ReceiptOf(kPlan, checkpoint.files));
 }
@@ -317,7 +317,7 @@ TEST(Discard, DeletesTheFolderOnlyIfTheClaimMadeIt) {
 
 TEST(Receipt, IsCorruptWhereItIsNotOne) {
   const ScratchFolder scratch;
-  EXPECT_FALSE(ReadReceipt(PosixIo(), scratch.path()));
+  EXPECT_FALSE(ReadReceipt(PosixIo(), TargetPlace::Folder(scratch.path())));
   for (const char* text :
        {"", "[]", "{}", R"({"plan_id": 1, "files": []})", R"({"plan_id": "a", "files": {}})",
         R"({"plan_id": "a", "files": [{"path": "x"}]})", R"({"plan_id": "a", "files": [{"path": "x", "size": "1"}]})",
@@ -326,7 +326,7 @@ TEST(Receipt, IsCorruptWhereItIsNotOne) {
         R"({"plan_id": "a", "files": [{"path": "../x", "size": 1, "xxh3": "0"}]})",
         R"({"plan_id": "a", "files": [{"path": "/x", "size": 1, "xxh3": "0"}]})"}) {
     Spit(scratch / ".reshard.json", text);
-    const Error error = ErrorOf([&] { ReadReceipt(PosixIo(), scratch.path()); });
+    const Error error = ErrorOf([&] { ReadReceipt(PosixIo(), TargetPlace::Folder(scratch.path())); });
     EXPECT_EQ(error.code(), Code::kCorrupt) << text;
     EXPECT_EQ(error.path(), scratch / ".reshard.json") << text;
   }
@@ -514,7 +514,7 @@ class Kill : public testing::TestWithParam<KillCase> {
     const bool is_new = now == GetParam().new_one.files;
     const bool is_old = replace() && now == GetParam().old_one.files;
     for (const std::string& marker : kMarkers) EXPECT_TRUE(is_new || is_old || now.count(marker) == 0) << marker;
-    const std::optional<Json> receipt = ReadReceipt(PosixIo(), out_);
+    const std::optional<Json> receipt = ReadReceipt(PosixIo(), TargetPlace::Folder(out_));
     if (receipt) {
       EXPECT_TRUE(receipt->at("plan_id") == kPlan ? is_new : is_old) << "the receipt vouches for too much";
     }

@@ -21,7 +21,7 @@ constexpr char kPlan[] = "0123456789abcdef", kOtherPlan[] = "fedcba9876543210";
 
 Target TargetIn(const ScratchFolder& scratch, const char* plan = kPlan) {
   const Json request = {{"options", {{"dtype", plan}}}, {"sources", Json::object()}};
-  return Target{scratch / "out", plan, {"a", "marker"}, false, {"marker"}, request};
+  return Target{TargetPlace::Folder(scratch / "out"), plan, {"a", "marker"}, false, {"marker"}, request};
 }
 
 template <typename Call>

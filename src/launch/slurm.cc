@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "base/json.h"
+#include "base/target_place.h"
 #include "launch/job_script.h"
 
 namespace reshard {
@@ -223,9 +224,9 @@ std::optional<TaskProgress> ReadProgress(const Shell& shell, const std::string& 
   const std::string text =
       shell
           .Run(fmt::format(
-              "for f in {}/.reshard/*/progress.*; do\n  if [ -f \"$f\" ]; then printf '%s ' \"${{f##*/}}\"; "
+              "for f in {}/*/progress.* {}/*/progress.*; do\n  if [ -f \"$f\" ]; then printf '%s ' \"${{f##*/}}\"; "
               "tr -d '\\n' <\"$f\"; echo; fi\ndone\n",
-              ShellQuoted(checkpoint)))
+              ShellQuoted(TargetPlace::Folder(checkpoint).root()), ShellQuoted(TargetPlace::File(checkpoint).root())))
           .out;
   struct Sum : TaskProgress {
     uint64_t all = 0;

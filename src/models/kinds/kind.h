@@ -137,6 +137,7 @@ struct Kind {
   // Whether every tensor whose layout fixes no dtype has the one that the config names.
   bool one_dtype = false;
   std::span<const std::string_view> weights = {};  // the formats of a target, the default first; empty: there is one
+  std::string_view packed_as = {};                 // a target whose name ends so is one file, a tar; empty: never
   std::span<const std::string_view> markers;       // files that make a folder a checkpoint of this kind
   // Whether it names a file of its checkpoints so. Null: names do not tell.
   bool (*owns)(std::string_view name) = nullptr;

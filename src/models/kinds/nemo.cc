@@ -332,6 +332,7 @@ const Kind kNemo = {
     .ranks = RanksOf,
     .lay_out = LayOut,
     .weights = kFormats,
+    .packed_as = ".nemo",
     .markers = kMarkers,
 };
 
