@@ -50,6 +50,9 @@ class ZipLayout {
     uint32_t crc = 0;
     int64_t checksum = -1;  // index in the file's, of data
   };
+  void Begin(std::string_view name, uint64_t size);
+  void AppendDescriptor();
+
   FileLayout& file_;
   std::string top_;
   uint64_t begin_;

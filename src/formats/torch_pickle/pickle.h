@@ -21,10 +21,10 @@ enum class Type : uint8_t {
   kList,
   kTuple,
   kSet,
-  kDict,        // also OrderedDict, and others that are built from nothing and filled
+  kDict,        // also OrderedDict, defaultdict and Counter
   kGlobal,      // a class or a function, by name
   kPersistent,  // what a persistent id stands for
-  kObject,      // what calling a global gives
+  kObject,      // what calling something gives; what is put into it afterwards, as into a dict or a list, is dropped
 };
 
 // Nodes point to one another, also in circles: who walks a tree bounds its depth.
