@@ -2,7 +2,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <map>
 
 #include "archive/torch_zip.h"
 #include "base/bytes.h"
@@ -10,8 +9,8 @@
 #include "base/hash.h"
 #include "base/text.h"
 #include "base/yaml.h"
-#include "formats/zarr2/zarr2.h"
 #include "models/kinds/config_reader.h"
+#include "models/kinds/dist_weights.h"
 #include "models/kinds/kind.h"
 #include "models/kinds/nemo_config.h"
 #include "models/kinds/template.h"
@@ -19,32 +18,14 @@
 namespace reshard {
 namespace {
 
-constexpr std::string_view kConfig = "model_config.yaml", kWeights = "model_weights", kMetadata = "metadata.json";
+constexpr std::string_view kConfig = "model_config.yaml", kWeights = "model_weights";
 constexpr std::string_view kFormats[] = {"zarr"};
 constexpr std::string_view kMarkers[] = {"model_weights/metadata.json"};
-constexpr std::string_view kPrefix = "model.", kEmbedding = "embedding.word_embeddings.weight",
-                           kHead = "output_layer.weight";
-
-// Python's json.dump of mcore's CheckpointingConfig; an unknown key would make its loader fail.
-constexpr std::string_view kMetadataText =
-    R"({"sharded_backend": "zarr", "sharded_backend_version": 1, "common_backend": "torch", "common_backend_version": 1})";
+constexpr std::string_view kPrefix = "model.";
 
 bool Detect(Io& io, const std::string& folder) { return Exists(io, folder, kConfig) || Exists(io, folder, kWeights); }
 
 // -- reading ----------------------------------------------------------------------------------------------------------
-
-std::string_view PrefixOf(std::string_view name) {
-  for (std::string_view prefix : {"model.module.", "model.", "module."})
-    if (name.starts_with(prefix)) return prefix;
-  return "";
-}
-
-// decoder.layers.0.x, where the usual form is decoder.layers.x with a leading axis.
-bool IsNumbered(std::string_view name) {
-  constexpr std::string_view kLayers = "decoder.layers.";
-  return name.starts_with(kLayers) && name.size() > kLayers.size() &&
-         std::isdigit(static_cast<unsigned char>(name[kLayers.size()]));
-}
 
 class NemoReader {
  public:
@@ -55,8 +36,8 @@ class NemoReader {
 
   Checkpoint Open() {
     ReadConfig();
-    CheckBackend();
-    ReadArrays();
+    RefuseRanks();
+    ReadDistWeights(io_, weights_, options_, checkpoint_);
     Describe();
     ListSideFiles();
     return std::move(checkpoint_);
@@ -78,106 +59,30 @@ class NemoReader {
     }
   }
 
-  void CheckBackend() {
+  void RefuseRanks() {
     for (const char* legacy : {"model_weights.ckpt", "mp_rank_00", "tp_rank_00_pp_rank_000"})
       if (Exists(io_, checkpoint_.folder, legacy))
         throw Error(Code::kUnsupported,
                     fmt::format("{} is the layout of old per-rank checkpoints, expected a distributed one in {}",
                                 legacy, kWeights))
             .At("reading", checkpoint_.folder);
-    std::string path = JoinPath(weights_, std::string(kMetadata));
-    if (!io_.Stat(path))
-      throw Error(
-          Code::kCorrupt,
-          "metadata.json is missing, which is written last; the checkpoint is incomplete, expected a finished one")
-          .At("reading", weights_);
-    Json metadata = ParseJson(ReadTreeText(io_, path, options_), path);
-    auto backend = metadata.find("sharded_backend");
-    if (backend == metadata.end() || !backend->is_string())
-      throw Error(Code::kCorrupt, "no text 'sharded_backend', expected \"zarr\"").At("reading", path);
-    bool has_torch_dist = Exists(io_, weights_, ".metadata");
-    if (*backend == "torch_dist" && has_torch_dist)
-      throw Error(Code::kUnsupported, "the weights are in torch_dist format, expected zarr").At("reading", path);
-    if (*backend != "zarr" && *backend != "torch_dist")
-      throw Error(Code::kUnsupported, fmt::format("sharded_backend is {}, expected \"zarr\"", backend->dump()))
-          .At("reading", path);
-    if (*backend == "torch_dist" || has_torch_dist)
-      throw Error(
-          Code::kCorrupt,
-          fmt::format(
-              "sharded_backend is {}, and the folder {} the .metadata file of torch_dist, expected both of one format",
-              backend->dump(), has_torch_dist ? "has" : "lacks"))
-          .At("reading", path);
-  }
-
-  // Every folder with a .zarray, but those of the optimizer; what else lies there is no tensor, or a broken one.
-  void ReadArrays() {
-    std::vector<zarr2::ChunkFile> files;
-    std::map<std::string, std::string> entries;  // by name
-    for (const std::string& entry : io_.List(weights_)) {
-      std::string_view prefix = PrefixOf(entry);
-      std::string path = JoinPath(weights_, entry), name = entry.substr(prefix.size());
-      auto info = io_.Stat(path);
-      if (!info || info->type != FileInfo::Type::kDirectory) continue;
-      bool is_array = Exists(io_, path, ".zarray");
-      if (name.ends_with("_extra_state")) continue;  // of Transformer Engine: every model has its own
-      if (entry.starts_with("optimizer.") || (!is_array && !LooksLikeTensor(name))) {
-        checkpoint_.ignored.push_back(entry);
-      } else if (!is_array) {
-        throw Error(Code::kCorrupt, "there is no .zarray, expected one in the folder of an array")
-            .At("reading", path)
-            .Tensor(entry);
-      } else {
-        auto [same, is_new] = entries.emplace(name, entry);
-        if (!is_new)
-          throw Error(
-              Code::kCorrupt,
-              fmt::format("'{}' and '{}' are one tensor under two prefixes, expected one of them", same->second, entry))
-              .At("reading", weights_);
-        if (name == kEmbedding) checkpoint_.name_prefix = prefix;
-        checkpoint_.tensors.push_back(zarr2::ReadArray(io_, path, name, files));
-      }
-    }
-    for (const zarr2::ChunkFile& file : files) {
-      auto info = io_.Stat(file.path);
-      if (!info) throw Error(Code::kMismatch, "the file vanished while it was read").At("reading", file.path);
-      checkpoint_.files.push_back(
-          {file.path, file.path.substr(checkpoint_.folder.size() + 1), file.size, info->mtime_ns, info->inode});
-    }
-  }
-
-  static bool LooksLikeTensor(std::string_view name) {
-    return name.ends_with(".weight") || name.ends_with(".bias") || name.ends_with("layer_norm_weight");
-  }
-
-  const StoredTensor* Find(std::string_view name) const {
-    for (const StoredTensor& tensor : checkpoint_.tensors)
-      if (tensor.name == name) return &tensor;
-    return nullptr;
   }
 
   void Describe() {
-    const StoredTensor* embedding = Find(kEmbedding);
-    if (!embedding || embedding->shape.size() != 2)
-      throw Error(Code::kMismatch, "it is not there with two axes, expected it in every model")
-          .At("reading", weights_)
-          .Tensor(std::string(kEmbedding));
+    const StoredTensor& embedding = EmbeddingOf(checkpoint_, weights_);
     NemoHints hints{options_.model_type, nullptr, options_.vocab_size};
     Model known;
     if (!options_.template_path.empty()) {
       known = ReadTemplate(io_, options_, checkpoint_);
       hints.template_model = &known;
     }
-    const uint64_t rows = embedding->shape[0], rows_of_rank = embedding->chunks[0].box.shape[0];
+    const uint64_t rows = embedding.shape[0], rows_of_rank = embedding.chunks[0].box.shape[0];
     NemoDoubts doubts;
     checkpoint_.model = ModelFromNemoConfig(checkpoint_.config, checkpoint_.config_path,
                                             {rows, CeilDiv(rows, rows_of_rank)}, hints, doubts);
     checkpoint_.vocabulary_doubt = std::move(doubts.vocabulary);
     checkpoint_.padding_doubt = std::move(doubts.padding);
-    const Sizes& sizes = checkpoint_.model.sizes;
-    bool numbered = std::any_of(checkpoint_.tensors.begin(), checkpoint_.tensors.end(),
-                                [](const StoredTensor& tensor) { return IsNumbered(tensor.name); });
-    checkpoint_.ranks = {{{0, sizes['L']}, {0, sizes['E']}, rows, Find(kHead) || !checkpoint_.model.tied, !numbered}};
+    checkpoint_.ranks = {DistRank(checkpoint_, rows)};
   }
 
   void ListSideFiles() {
@@ -284,38 +189,13 @@ std::string ConfigText(Io& io, const Checkpoint& source, const Model& model, con
   return text;
 }
 
-// Stacked axes by one, the first axis of a part in the layout's fragments: the chunks that one Megatron rank writes.
-Dims GridOf(const TensorSpec& spec) {
-  Dims grid = spec.shape;
-  for (size_t axis = 0; axis < spec.lead; ++axis) grid[axis] = 1;
-  grid[spec.lead] /= spec.layout->fragments;
-  return grid;
-}
-
-void AddObjects(const Model& model, std::vector<FileLayout>& files) {
-  uint64_t layers = model.sizes['L'];
-  for (const Block* block : model.family->blocks) {
-    for (std::string_view module : block->nemo_objects) {
-      for (uint64_t layer = 0; layer < layers; ++layer) {
-        std::string stem = fmt::format("shard_{}_{}", layer, layers);
-        files.push_back(
-            LiteralFile(fmt::format("{}/{}decoder.layers.{}._extra_state/{}.pt", kWeights, kPrefix, module, stem),
-                        TorchZip(stem, kPickledNone)));
-      }
-    }
-  }
-}
-
 LaidOut LayOut(Io& io, const Checkpoint& source, const Model& model, const TargetOptions& options,
                const std::vector<TensorSpec>& specs, std::vector<StoredTensor>& tensors) {
   LaidOut out;
   out.files.push_back(
       LiteralFile(std::string(kConfig), ConfigText(io, source, model, options, MainDtype(tensors), out)));
-  for (size_t i = 0; i < tensors.size(); ++i)
-    zarr2::LayOut(fmt::format("{}/{}{}", kWeights, kPrefix, tensors[i].name), GridOf(specs[i]), tensors[i], out.files);
-  AddObjects(model, out.files);
-  out.files.push_back(LiteralFile(std::string(kWeights) + "/common.pt", TorchZip("common", kPickledEmptyDict)));
-  out.files.push_back(LiteralFile(std::string(kMarkers[0]), std::string(kMetadataText)));
+  LayOutDistWeights(std::string(kWeights), kPrefix, DistFormat::kZarr, model, specs, tensors, kPickledEmptyDict,
+                    out.files);
   return out;
 }
 

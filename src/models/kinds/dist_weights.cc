@@ -1,0 +1,204 @@
+#include "models/kinds/dist_weights.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cctype>
+#include <map>
+
+#include "archive/torch_zip.h"
+#include "base/error.h"
+#include "formats/zarr2/zarr2.h"
+
+namespace reshard {
+namespace {
+
+constexpr std::string_view kMetadata = "metadata.json", kEmbedding = "embedding.word_embeddings.weight",
+                           kHead = "output_layer.weight", kLayers = "decoder.layers.";
+
+// -- reading ----------------------------------------------------------------------------------------------------------
+
+std::string_view PrefixOf(std::string_view name) {
+  for (std::string_view prefix : {"model.module.", "model.", "module."})
+    if (name.starts_with(prefix)) return prefix;
+  return "";
+}
+
+// decoder.layers.0.x, where the usual form is decoder.layers.x with a leading axis.
+bool IsNumbered(std::string_view name) {
+  return name.starts_with(kLayers) && name.size() > kLayers.size() &&
+         std::isdigit(static_cast<unsigned char>(name[kLayers.size()]));
+}
+
+// What a stored key is to a reader of weights.
+enum class Use { kTensor, kObject, kOptimizer };
+
+Use UseOf(std::string_view key) {
+  if (key.starts_with("optimizer.") || key.find(".optimizer.") != key.npos) return Use::kOptimizer;
+  // Of Transformer Engine: every model has its own.
+  return key.find("._extra_state") != key.npos ? Use::kObject : Use::kTensor;
+}
+
+bool LooksLikeTensor(std::string_view name) {
+  return name.ends_with(".weight") || name.ends_with(".bias") || name.ends_with("layer_norm_weight");
+}
+
+class DistReader {
+ public:
+  DistReader(Io& io, const std::string& folder, const OpenOptions& options, Checkpoint& checkpoint)
+      : io_(io), folder_(folder), options_(options), checkpoint_(checkpoint) {}
+
+  void Read() {
+    CheckBackend();
+    ReadArrays();
+  }
+
+ private:
+  void CheckBackend() {
+    std::string path = JoinPath(folder_, std::string(kMetadata));
+    if (!io_.Stat(path))
+      throw Error(
+          Code::kCorrupt,
+          "metadata.json is missing, which is written last; the checkpoint is incomplete, expected a finished one")
+          .At("reading", folder_);
+    Json metadata = ParseJson(ReadTreeText(io_, path, options_), path);
+    auto backend = metadata.find("sharded_backend");
+    if (backend == metadata.end() || !backend->is_string())
+      throw Error(Code::kCorrupt, "no text 'sharded_backend', expected \"zarr\"").At("reading", path);
+    bool has_torch_dist = Exists(io_, folder_, ".metadata");
+    if (*backend == "torch_dist" && has_torch_dist)
+      throw Error(Code::kUnsupported, "the weights are in torch_dist format, expected zarr").At("reading", path);
+    if (*backend != "zarr" && *backend != "torch_dist")
+      throw Error(Code::kUnsupported, fmt::format("sharded_backend is {}, expected \"zarr\"", backend->dump()))
+          .At("reading", path);
+    if (*backend == "torch_dist" || has_torch_dist)
+      throw Error(
+          Code::kCorrupt,
+          fmt::format(
+              "sharded_backend is {}, and the folder {} the .metadata file of torch_dist, expected both of one format",
+              backend->dump(), has_torch_dist ? "has" : "lacks"))
+          .At("reading", path);
+  }
+
+  // Every folder with a .zarray, but those of the optimizer; what else lies there is no tensor, or a broken one.
+  void ReadArrays() {
+    std::vector<zarr2::ChunkFile> files;
+    for (const std::string& entry : io_.List(folder_)) {
+      std::string path = JoinPath(folder_, entry);
+      auto info = io_.Stat(path);
+      if (!info || info->type != FileInfo::Type::kDirectory) continue;
+      const bool is_array = Exists(io_, path, ".zarray");
+      const Use use = UseOf(entry);
+      if (use == Use::kObject) continue;
+      if (use == Use::kOptimizer || (!is_array && !LooksLikeTensor(entry))) {
+        checkpoint_.ignored.push_back(entry);
+      } else if (!is_array) {
+        throw Error(Code::kCorrupt, "there is no .zarray, expected one in the folder of an array")
+            .At("reading", path)
+            .Tensor(entry);
+      } else {
+        checkpoint_.tensors.push_back(zarr2::ReadArray(io_, path, NameOf(entry), files));
+      }
+    }
+    for (const zarr2::ChunkFile& file : files) AddFile(file.path, file.size);
+    checkpoint_.format = "zarr2";
+  }
+
+  // The key without its prefix, which the checkpoint takes over from the embedding.
+  std::string NameOf(const std::string& key) {
+    std::string_view prefix = PrefixOf(key);
+    std::string name = key.substr(prefix.size());
+    auto [same, is_new] = keys_.emplace(name, key);
+    if (!is_new)
+      throw Error(Code::kCorrupt, fmt::format("'{}' and '{}' are one tensor under two prefixes, expected one of them",
+                                              same->second, key))
+          .At("reading", folder_);
+    if (name == kEmbedding) checkpoint_.name_prefix = prefix;
+    return name;
+  }
+
+  void AddFile(const std::string& path, uint64_t size) {
+    auto info = io_.Stat(path);
+    if (!info) throw Error(Code::kMismatch, "the file vanished while it was read").At("reading", path);
+    checkpoint_.files.push_back({path, path.substr(checkpoint_.folder.size() + 1), size, info->mtime_ns, info->inode});
+  }
+
+  Io& io_;
+  const std::string& folder_;
+  const OpenOptions& options_;
+  Checkpoint& checkpoint_;
+  std::map<std::string, std::string> keys_;  // by name
+};
+
+// A tensor by name, before the checkpoint's are sorted.
+const StoredTensor* Find(const Checkpoint& checkpoint, std::string_view name) {
+  auto found = std::find_if(checkpoint.tensors.begin(), checkpoint.tensors.end(),
+                            [&](const StoredTensor& tensor) { return tensor.name == name; });
+  return found == checkpoint.tensors.end() ? nullptr : &*found;
+}
+
+// -- writing ----------------------------------------------------------------------------------------------------------
+
+// Python's json.dump of mcore's CheckpointingConfig; an unknown key would make its loader fail.
+std::string MetadataText(std::string_view backend) {
+  return fmt::format(R"({{"sharded_backend": "{}", "sharded_backend_version": 1, "common_backend": "torch", )"
+                     R"("common_backend_version": 1}})",
+                     backend);
+}
+
+// Stacked axes by one, the first axis of a part in the layout's fragments: the chunks that one Megatron rank writes.
+Dims GridOf(const TensorSpec& spec) {
+  Dims grid = spec.shape;
+  for (size_t axis = 0; axis < spec.lead; ++axis) grid[axis] = 1;
+  grid[spec.lead] /= spec.layout->fragments;
+  return grid;
+}
+
+// The keys of the _extra_state objects that loaders ask for, without the prefix.
+std::vector<std::string> ObjectKeys(const Model& model) {
+  std::vector<std::string> keys;
+  const uint64_t layers = model.sizes['L'];
+  for (const Block* block : model.family->blocks)
+    for (std::string_view module : block->nemo_objects)
+      for (uint64_t layer = 0; layer < layers; ++layer)
+        keys.push_back(fmt::format("{}{}._extra_state/shard_{}_{}", kLayers, module, layer, layers));
+  return keys;
+}
+
+FileLayout ObjectFile(const std::string& path, std::string_view pickle) {
+  return LiteralFile(path + ".pt", TorchZip(path.substr(path.rfind('/') + 1), pickle));
+}
+
+}  // namespace
+
+void ReadDistWeights(Io& io, const std::string& folder, const OpenOptions& options, Checkpoint& checkpoint) {
+  DistReader(io, folder, options, checkpoint).Read();
+}
+
+const StoredTensor& EmbeddingOf(const Checkpoint& checkpoint, const std::string& folder) {
+  const StoredTensor* embedding = Find(checkpoint, kEmbedding);
+  if (embedding && embedding->shape.size() == 2) return *embedding;
+  throw Error(Code::kMismatch, "it is not there with two axes, expected it in every model")
+      .At("reading", folder)
+      .Tensor(std::string(kEmbedding));
+}
+
+Rank DistRank(const Checkpoint& checkpoint, uint64_t vocab_rows) {
+  const Sizes& sizes = checkpoint.model.sizes;
+  bool numbered = std::any_of(checkpoint.tensors.begin(), checkpoint.tensors.end(),
+                              [](const StoredTensor& tensor) { return IsNumbered(tensor.name); });
+  return {{0, sizes['L']}, {0, sizes['E']}, vocab_rows, Find(checkpoint, kHead) || !checkpoint.model.tied, !numbered};
+}
+
+void LayOutDistWeights(const std::string& folder, std::string_view prefix, DistFormat, const Model& model,
+                       const std::vector<TensorSpec>& specs, std::vector<StoredTensor>& tensors,
+                       std::string_view common_pickle, std::vector<FileLayout>& files) {
+  auto path_of = [&](const std::string& key) { return JoinPath(folder, std::string(prefix) + key); };
+  for (size_t i = 0; i < tensors.size(); ++i)
+    zarr2::LayOut(path_of(tensors[i].name), GridOf(specs[i]), tensors[i], files);
+  for (const std::string& key : ObjectKeys(model)) files.push_back(ObjectFile(path_of(key), kPickledNone));
+  files.push_back(ObjectFile(JoinPath(folder, "common"), common_pickle));
+  files.push_back(LiteralFile(JoinPath(folder, std::string(kMetadata)), MetadataText("zarr")));
+}
+
+}  // namespace reshard
