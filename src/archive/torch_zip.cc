@@ -15,6 +15,7 @@ namespace reshard {
 using namespace std::string_view_literals;
 const std::string_view kPickledNone = "\x80\x02N."sv;
 const std::string_view kPickledEmptyDict = "\x80\x02}q\x00."sv;
+const std::string_view kPickledListOfNone = "\x80\x02]q\x00Na."sv;
 
 namespace {
 

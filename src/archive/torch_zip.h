@@ -11,8 +11,9 @@ namespace reshard {
 // writes.
 std::string TorchZip(std::string_view stem, std::string_view pickle);
 
-// Pickles (protocol 2) of None and of an empty dict.
+// Pickles (protocol 2) of None, of an empty dict, and of a list of one None.
 extern const std::string_view kPickledNone;
 extern const std::string_view kPickledEmptyDict;
+extern const std::string_view kPickledListOfNone;
 
 }  // namespace reshard

@@ -84,10 +84,11 @@ class ZipReader {
 
   // The last end record; nothing but its comment is behind it.
   void FindDirectory() {
-    const std::string tail = [&] {
-      const uint64_t size = std::min(range_.size, kEndSize + kMaxComment);
-      return Bytes(range_.size - size, size);
-    }();
+    const auto last = [&](uint64_t bytes) {
+      return Bytes(range_.size - std::min(range_.size, bytes), std::min(range_.size, bytes));
+    };
+    std::string tail = last(kEndSize);  // without a comment, as most are, no more is read
+    if (!tail.starts_with(kEnd)) tail = last(kEndSize + kMaxComment);
     const size_t at = tail.size() < kEndSize ? tail.npos : tail.rfind(kEnd, tail.size() - kEndSize);
     if (at == tail.npos) throw CutOff("the zip has no end record, expected one in its last bytes");
     const std::string_view end = std::string_view(tail).substr(at);

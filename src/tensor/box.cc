@@ -51,4 +51,27 @@ std::vector<Box> Subtract(const Box& box, const Box& hole) {
   return left;
 }
 
+Dims CellCounts(const Dims& shape, const Dims& grid) {
+  Dims counts;
+  for (size_t axis = 0; axis < shape.size(); ++axis) counts.push_back(CeilDiv(shape[axis], grid[axis]));
+  return counts;
+}
+
+bool NextCell(const Dims& counts, Dims& cell) {
+  for (size_t axis = counts.size(); axis-- > 0;) {
+    if (++cell[axis] < counts[axis]) return true;
+    cell[axis] = 0;
+  }
+  return false;
+}
+
+Box CellBox(const Dims& cell, const Dims& shape, const Dims& grid) {
+  Box box;
+  for (size_t axis = 0; axis < shape.size(); ++axis) {
+    box.origin.push_back(cell[axis] * grid[axis]);
+    box.shape.push_back(std::min(grid[axis], shape[axis] - box.origin[axis]));
+  }
+  return box;
+}
+
 }  // namespace reshard

@@ -30,6 +30,22 @@ Box Scaled(const Box& box, const Dims& whole, const Dims& scaled);
 // Disjoint boxes that fill `box` outside of `hole`.
 std::vector<Box> Subtract(const Box& box, const Box& hole);
 
+// The cells of a regular grid over a shape, whose extents are at least 1: along each axis; that behind `cell` in
+// row-major order, false behind the last; what of the shape lies in one.
+Dims CellCounts(const Dims& shape, const Dims& grid);
+bool NextCell(const Dims& counts, Dims& cell);
+Box CellBox(const Dims& cell, const Dims& shape, const Dims& grid);
+
+// Calls visit(cell) for each of them in row-major order.
+template <typename Visit>
+void ForEachCell(const Dims& counts, Visit visit) {
+  if (ElementCount(counts) == 0) return;
+  Dims cell = Dims::Filled(counts.size(), 0);
+  do {
+    visit(cell);
+  } while (NextCell(counts, cell));
+}
+
 // A stored box of a tensor: element (i0, i1, ...) of the box lies at byte `offset` + (i0*strides[0] + i1*strides[1] +
 // ...)
 // * item size of file number `file`. Strides count elements; the offset need not be aligned.

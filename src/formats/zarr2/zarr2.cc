@@ -93,22 +93,6 @@ Header HeaderOf(const Json& json) {
   return header;
 }
 
-// The cells of the chunk grid along each axis.
-Dims CellCounts(const Dims& shape, const Dims& grid) {
-  Dims counts;
-  for (size_t axis = 0; axis < shape.size(); ++axis) counts.push_back(CeilDiv(shape[axis], grid[axis]));
-  return counts;
-}
-
-// The cell behind `cell` in row-major order; false behind the last.
-bool NextCell(const Dims& counts, Dims& cell) {
-  for (size_t axis = counts.size(); axis-- > 0;) {
-    if (++cell[axis] < counts[axis]) return true;
-    cell[axis] = 0;
-  }
-  return false;
-}
-
 std::string ChunkName(const Dims& cell, char separator) {
   if (cell.empty()) return "0";  // the one chunk of a scalar
   std::string name;
@@ -177,13 +161,9 @@ ChunkFile WholeChunkFile(Io& io, const std::string& path, uint64_t size) {
 // The chunk in a cell: its file holds a whole chunk, of which an edge chunk uses the part inside the array.
 Chunk ChunkAt(const Dims& cell, const Dims& shape, const Dims& grid, size_t file) {
   Chunk chunk;
+  chunk.box = CellBox(cell, shape, grid);
   chunk.strides = RowMajorStrides(grid);
   chunk.file = static_cast<uint32_t>(file);
-  for (size_t axis = 0; axis < shape.size(); ++axis) {
-    uint64_t origin = cell[axis] * grid[axis];
-    chunk.box.origin.push_back(origin);
-    chunk.box.shape.push_back(std::min(grid[axis], shape[axis] - origin));
-  }
   return chunk;
 }
 
@@ -199,16 +179,6 @@ void CheckWritable(const std::string& path, const StoredTensor& tensor) {
       problem = fmt::format("a folder with \"{}\", expected names and single slashes", odd);
   if (path.find('\0') != path.npos) problem = "a folder with a zero byte, expected none";
   if (!problem.empty()) throw Unsupported(std::move(problem)).At("writing", path).Tensor(tensor.name);
-}
-
-// Calls visit(cell) for every cell of the grid in row-major order.
-template <typename Visit>
-void ForEachCell(const Dims& counts, Visit visit) {
-  if (ElementCount(counts) == 0) return;
-  Dims cell = Dims::Filled(counts.size(), 0);
-  do {
-    visit(cell);
-  } while (NextCell(counts, cell));
 }
 
 }  // namespace
