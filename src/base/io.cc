@@ -36,6 +36,7 @@ class Descriptor {
       : value_(Retry([&] { return open(path.c_str(), flags | O_CLOEXEC | O_NOCTTY, 0666); })) {
     if (value_ == -1) throw SystemError(errno, doing, path);
   }
+  explicit Descriptor(int value) : value_(value) {}
   ~Descriptor() { close(value_); }
   Descriptor(const Descriptor&) = delete;
   Descriptor& operator=(const Descriptor&) = delete;
@@ -88,6 +89,8 @@ class PosixFile : public File {
  public:
   PosixFile(const std::string& path, int flags, const char* doing)
       : path_(path), doing_(doing), descriptor_(path, flags, doing) {}
+  PosixFile(int descriptor, const std::string& path, const char* doing)
+      : path_(path), doing_(doing), descriptor_(descriptor) {}
 
   void ReadAt(void* buffer, uint64_t size, uint64_t offset) override {
     char* out = static_cast<char*>(buffer);
@@ -184,6 +187,18 @@ class PosixIoImpl : public Io {
 
   std::unique_ptr<File> OpenWrite(const std::string& path) override {
     return std::make_unique<PosixFile>(path, O_WRONLY | O_CREAT, "writing");
+  }
+
+  std::unique_ptr<File> OpenTemporary(const std::string& folder) override {
+    int descriptor = Retry([&] { return open(folder.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600); });
+    // Not every file system knows of files without a name.
+    if (descriptor == -1 && (IsUnavailable(errno) || errno == EISDIR)) {
+      std::string path = JoinPath(folder, ".reshard-XXXXXX");
+      descriptor = mkostemp(path.data(), O_CLOEXEC);
+      if (descriptor != -1) unlink(path.c_str());
+    }
+    if (descriptor == -1) throw SystemError(errno, "making a temporary file in", folder);
+    return std::make_unique<PosixFile>(descriptor, folder, "writing a temporary file in");
   }
 
   std::optional<FileInfo> Stat(const std::string& path) override {
@@ -303,6 +318,7 @@ class DiscardingIoImpl : public Io {
   std::unique_ptr<File> OpenWrite(const std::string& path) override {
     return std::make_unique<DiscardingFile>(base_.OpenWrite(path));
   }
+  std::unique_ptr<File> OpenTemporary(const std::string& folder) override { return base_.OpenTemporary(folder); }
   std::optional<FileInfo> Stat(const std::string& path) override { return base_.Stat(path); }
   std::vector<std::string> List(const std::string& path) override { return base_.List(path); }
   void MakeDirectories(const std::string& path) override { base_.MakeDirectories(path); }

@@ -54,6 +54,8 @@ class Io {
   virtual std::unique_ptr<File> OpenRead(const std::string& path) = 0;
   // Opens for writing, and makes the file if it is not there (mode 0666 and the umask).
   virtual std::unique_ptr<File> OpenWrite(const std::string& path) = 0;
+  // For writing and reading: a file without a name, which is gone when it is closed.
+  virtual std::unique_ptr<File> OpenTemporary(const std::string& folder) = 0;
   // Nothing where there is no such path (ENOENT, ENOTDIR). Other failures (a loop of links, no permission) throw.
   virtual std::optional<FileInfo> Stat(const std::string& path) = 0;
   // Names of the entries of a directory, sorted bytewise, without "." and "..".

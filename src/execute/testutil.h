@@ -134,6 +134,7 @@ class TestIo : public Io {
 
   std::unique_ptr<File> OpenRead(const std::string& path) override { return Wrap(io_.OpenRead(path)); }
   std::unique_ptr<File> OpenWrite(const std::string& path) override { return Wrap(io_.OpenWrite(path)); }
+  std::unique_ptr<File> OpenTemporary(const std::string& folder) override { return Wrap(io_.OpenTemporary(folder)); }
   std::optional<FileInfo> Stat(const std::string& path) override { return io_.Stat(path); }
   std::vector<std::string> List(const std::string& path) override { return io_.List(path); }
   void MakeDirectories(const std::string& path) override { io_.MakeDirectories(path); }

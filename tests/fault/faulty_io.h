@@ -42,6 +42,10 @@ class FaultyIo : public Io {
     Count("writing", path);
     return std::make_unique<FaultyFile>(*this, base_.OpenWrite(path), path);
   }
+  std::unique_ptr<File> OpenTemporary(const std::string& folder) override {
+    Count("making a temporary file in", folder);
+    return std::make_unique<FaultyFile>(*this, base_.OpenTemporary(folder), folder);
+  }
   std::optional<FileInfo> Stat(const std::string& path) override {
     Count("reading", path);
     return base_.Stat(path);

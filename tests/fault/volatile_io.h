@@ -79,6 +79,11 @@ class VolatileIo : public Io {
     }
     return std::make_unique<VolatileFile>(*this, node, path);
   }
+  std::unique_ptr<File> OpenTemporary(const std::string& folder) override {
+    std::lock_guard lock(mutex_);
+    FindDirectory(folder, "making a temporary file in");
+    return std::make_unique<VolatileFile>(*this, NewNode(false), folder);
+  }
   std::optional<FileInfo> Stat(const std::string& path) override {
     std::lock_guard lock(mutex_);
     const NodePtr node = Find(path);
