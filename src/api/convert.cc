@@ -134,6 +134,7 @@ struct Conversion::State {
   State(ConvertOptions given, Io& files) : options(std::move(given)), io(files) {
     const Kind& kind = KindByName(options.to);
     target = TargetOptionsOf(kind, options);
+    target.packed = Place().file();
     FitWorkers(options.run, [](uint64_t dense) { return dense + kIoBuffer; });  // before anything is read
     SourceHints hints{options.model_type, options.hf_model_name, options.vocab_size};
     open = OpenOptionsFor(io, options.input, hints, options.run, 1, options.from);

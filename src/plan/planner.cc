@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "base/hash.h"
+#include "plan/pack.h"
 #include "plan/side.h"
 
 namespace reshard {
@@ -315,6 +316,7 @@ class Planner {
     planned_.left = std::move(laid_out.left);
     planned_.left.insert(planned_.left.end(), source_.ignored.begin(), source_.ignored.end());
     planned_.notes = std::move(laid_out.notes);
+    if (!options_.packed.empty()) PackTar(plan, options_.packed);
     std::vector<std::string> problems = Audit(plan);
     if (!problems.empty())
       throw Error(

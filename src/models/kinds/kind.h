@@ -98,6 +98,7 @@ struct TargetOptions {
   bool rope_config_only = false;  // --allow_rope=config_only
   std::string_view weights;       // one of Kind::weights, which hold the tensors
   uint64_t tp = 1, pp = 1;        // ranks, where the target is cut into them
+  std::string packed;             // the name of the one file that all are packed in; empty: they are not
   TrtllmOptions trtllm;
 };
 
