@@ -6,6 +6,7 @@
 #include "api/memory.h"
 #include "api/open.h"
 #include "api/progress.h"
+#include "api/source_io.h"
 #include "api/target_path.h"
 #include "api/verify.h"
 #include "base/bytes.h"
@@ -77,8 +78,13 @@ std::string_view WeightsOf(const Kind& kind, const std::string& given) {
                   kind.weights.empty() ? "the one that it has" : fmt::format("{}", fmt::join(kind.weights, ", "))));
 }
 
+TargetPlace PlaceOf(const ConvertOptions& given) {
+  return IsPacked(given.to, given.output) ? TargetPlace::File(given.output) : TargetPlace::Folder(given.output);
+}
+
 TargetOptions TargetOptionsOf(const Kind& kind, const ConvertOptions& given) {
   TargetOptions target;
+  target.packed = PlaceOf(given).file();
   target.dtype = ParseDtype(given.dtype);
   target.hf_model_name = given.hf_model_name;
   target.max_shard_size = given.max_shard_size;
@@ -123,19 +129,21 @@ PartReport ReportOf(const Plan& plan, const Part& part) {
 
 struct Conversion::State {
   ConvertOptions options;
-  Io& io;
-  OpenOptions open;
   TargetOptions target;
+  SourceIo source_io;
+  Io& io;  // of the source and everything else
+  OpenOptions open;
   Checkpoint source;
   Planned planned;
   ExecuteOptions execute;
   PlanReport report;
 
-  State(ConvertOptions given, Io& files) : options(std::move(given)), io(files) {
+  State(ConvertOptions given, Io& files)
+      : options(std::move(given)),
+        target(Checked(options)),
+        source_io(files, options.input, options.run, 1, BesideTarget(files, options.output)),
+        io(*source_io) {
     const Kind& kind = KindByName(options.to);
-    target = TargetOptionsOf(kind, options);
-    target.packed = Place().file();
-    FitWorkers(options.run, [](uint64_t dense) { return dense + kIoBuffer; });  // before anything is read
     SourceHints hints{options.model_type, options.hf_model_name, options.vocab_size};
     open = OpenOptionsFor(io, options.input, hints, options.run, 1, options.from);
     open.weights_path = options.trtllm.quant_ckpt_path;
@@ -152,6 +160,13 @@ struct Conversion::State {
     if (options.task) execute.task = {*options.task, options.tasks};
     Describe(kind);
     FindObstacles();
+  }
+
+  // Before anything is read.
+  static TargetOptions Checked(const ConvertOptions& options) {
+    TargetOptions target = TargetOptionsOf(KindByName(options.to), options);
+    FitWorkers(options.run, [](uint64_t dense) { return dense + kIoBuffer; });
+    return target;
   }
 
   void RefuseComparison() const {
@@ -201,6 +216,9 @@ struct Conversion::State {
     report.copied = planned.copied;
     report.left = planned.left;
     report.notes = planned.notes;
+    if (const uint64_t unpacked = source_io.unpacked())
+      report.notes.push_back(fmt::format("the source is compressed: {} are unpacked beside the target while this runs",
+                                         HumanBytes(unpacked)));
   }
 
   // What Run would refuse as things are now.
@@ -218,10 +236,7 @@ struct Conversion::State {
     CheckFreeSpace(io, planned.plan, Place(), options.replace, staged);
   }
 
-  TargetPlace Place() const {
-    const bool packed = IsPacked(options.to, options.output);
-    return packed ? TargetPlace::File(options.output) : TargetPlace::Folder(options.output);
-  }
+  TargetPlace Place() const { return PlaceOf(options); }
 
   Target TargetFolder() const {
     const bool own = (options.again || options.take_foreign) && HoldsOneOfItsKind();
@@ -334,7 +349,7 @@ struct Conversion::State {
     again.kv_copies = 1;
     again.vocab_size = source.model.sizes['V'];
     Checkpoint staged = OpenCheckpoint(io, folder, options.to, again);
-    VerifyReport verified = VerifyCheckpoints(source, staged, options.run, {.hyperparameters = false});
+    VerifyReport verified = VerifyCheckpoints(io, source, staged, options.run, {.hyperparameters = false});
     if (verified.equal) return;
     throw Error(Code::kMismatch,
                 fmt::format("the files differ from the source in {} tensors, expected none; {}",

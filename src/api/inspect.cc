@@ -5,6 +5,7 @@
 #include <map>
 
 #include "api/open.h"
+#include "api/source_io.h"
 #include "api/verify.h"
 #include "formats/safetensors/sharding.h"
 #include "models/families/families.h"
@@ -66,7 +67,8 @@ std::string GroupsOf(const Encoded& encoded) {
 const char* Version() { return RESHARD_VERSION; }
 
 InspectReport Inspect(const std::string& path, const SourceHints& hints, const RunOptions& options) {
-  Checkpoint checkpoint = OpenCheckpoint(PosixIo(), path, "", OpenOptionsFor(PosixIo(), path, hints, options, 1));
+  const SourceIo io(PosixIo(), path, options, 1, TemporaryFolder());
+  Checkpoint checkpoint = OpenCheckpoint(*io, path, "", OpenOptionsFor(*io, path, hints, options, 1));
   InspectReport report;
   report.path = path;
   report.kind = checkpoint.kind;

@@ -12,18 +12,6 @@
 namespace reshard {
 namespace {
 
-std::string WithoutSlashes(std::string path) {
-  while (path.size() > 1 && path.back() == '/') path.pop_back();
-  return path;
-}
-
-// The nearest of `path` and its parents that exists.
-std::string ExistingParent(Io& io, std::string path) {
-  path = WithoutSlashes(path);
-  while (!io.Stat(path) && path != "/" && path != ".") path = WithoutSlashes(ParentOf(path));
-  return path;
-}
-
 // Without links as far as it exists.
 std::string Resolve(Io& io, const std::string& path) {
   std::string existing = ExistingParent(io, path), whole = WithoutSlashes(path);
@@ -47,6 +35,12 @@ uint64_t SizeOf(Io& io, const std::string& path) {
 }
 
 }  // namespace
+
+std::string ExistingParent(Io& io, std::string path) {
+  path = WithoutSlashes(path);
+  while (!io.Stat(path) && path != "/" && path != ".") path = WithoutSlashes(ParentOf(path));
+  return path;
+}
 
 void CheckTargetPath(Io& io, const std::string& source, const TargetPlace& place) {
   const std::string target = place.path(), from = Resolve(io, source), to = Resolve(io, target);

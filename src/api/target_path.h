@@ -9,6 +9,9 @@
 
 namespace reshard {
 
+// The nearest of `path` and its parents that exists.
+std::string ExistingParent(Io& io, std::string path);
+
 // Errors (kPermission): the target is the source, lies inside it, or is a folder that holds it; kAlreadyExists: a file
 // is where a folder is to be, or otherwise.
 void CheckTargetPath(Io& io, const std::string& source, const TargetPlace& target);

@@ -7,6 +7,7 @@
 #include "api/memory.h"
 #include "api/open.h"
 #include "api/progress.h"
+#include "api/source_io.h"
 #include "base/hash.h"
 #include "execute/compare.h"
 #include "execute/op_queue.h"
@@ -139,7 +140,8 @@ std::vector<std::pair<std::string, Json>> HyperParametersOf(const Model& model) 
           {"qk_norm", model.Has("qk_norm")}};
 }
 
-VerifyReport VerifyCheckpoints(Checkpoint a, Checkpoint b, const RunOptions& options, const VerifyScope& scope) {
+VerifyReport VerifyCheckpoints(Io& io, Checkpoint a, Checkpoint b, const RunOptions& options,
+                               const VerifyScope& scope) {
   VerifyReport report;
   SettleTie(a, b);
   if (scope.hyperparameters) CompareHyperParameters(a, b, report);
@@ -152,7 +154,7 @@ VerifyReport VerifyCheckpoints(Checkpoint a, Checkpoint b, const RunOptions& opt
   CallbackObserver observer(options, "comparing");
   execute.observer = &observer;
   execute.drop_source_cache = ExceedHalfOfRam(a.files) || ExceedHalfOfRam(b.files);
-  for (const PartComparison& compared : Compare(paired.parts, a.files, b.files, PosixIo(), execute)) {
+  for (const PartComparison& compared : Compare(paired.parts, a.files, b.files, io, execute)) {
     const Part& part = paired.parts[compared.part];
     bool padding = part.sources.empty() || part.targets.empty();
     if (padding && compared.verdict != PartComparison::Verdict::kDiffers) continue;
@@ -163,11 +165,13 @@ VerifyReport VerifyCheckpoints(Checkpoint a, Checkpoint b, const RunOptions& opt
 }
 
 VerifyReport Verify(const std::string& a, const std::string& b, const SourceHints& hints, const RunOptions& options) {
+  const SourceIo first(PosixIo(), a, options, 2, TemporaryFolder());
+  const SourceIo io(*first, b, options, 2, TemporaryFolder());
   auto open = [&](const std::string& path) {
-    return OpenCheckpoint(PosixIo(), path, "", OpenOptionsFor(PosixIo(), path, hints, options, 2));
+    return OpenCheckpoint(*io, path, "", OpenOptionsFor(*io, path, hints, options, 2));
   };
   Checkpoint left = open(a), right = open(b);
-  VerifyReport report = VerifyCheckpoints(left, right, options, {});
+  VerifyReport report = VerifyCheckpoints(*io, left, right, options, {});
   report.kind_a = left.kind;
   report.kind_b = right.kind;
   for (auto [name, checkpoint] : {std::pair{"A", &left}, std::pair{"B", &right}})

@@ -10,7 +10,8 @@ struct VerifyScope {
   bool hyperparameters = true;
 };
 
-VerifyReport VerifyCheckpoints(Checkpoint a, Checkpoint b, const RunOptions& options, const VerifyScope& scope);
+// Both are read through `io`.
+VerifyReport VerifyCheckpoints(Io& io, Checkpoint a, Checkpoint b, const RunOptions& options, const VerifyScope& scope);
 
 // XXH3 of whole files of these sizes, in their order; as many are read at a time as there are workers. Errors: those of
 // reading, of the first file that has any; kCancelled when the run is stopped.

@@ -48,11 +48,6 @@ class MemberFile : public File {
   std::function<FileInfo()> info_;
 };
 
-std::string WithoutSlashes(std::string path) {
-  while (path.size() > 1 && path.back() == '/') path.pop_back();
-  return path;
-}
-
 // What is in a tar, by name.
 class ArchiveIo : public Io {
  public:
@@ -171,7 +166,7 @@ class Spooler {
         if (begin.size() == kFirst && !IsTar(begin)) throw NoTar();
       }
       Write(piece);
-      if (options_.progress) options_.progress(done, total);
+      if (options_.progress) options_.progress(done, total, written_);
     });
     if (!IsTar(begin)) throw NoTar();
     return std::move(spool_);

@@ -17,8 +17,9 @@ struct ArchiveOptions {
   // Where a compressed tar is unpacked to, into a file without a name that is gone with the Io, and what a user can do
   // where there is no room.
   std::string spool_folder, spool_remedy;
-  // Told how many of the compressed bytes are done, about once a megabyte; what it throws ends the unpacking.
-  std::function<void(uint64_t done, uint64_t total)> progress = {};
+  // Told how many of the compressed bytes are done and how many they have become, about once a megabyte of those; what
+  // it throws ends the unpacking.
+  std::function<void(uint64_t done, uint64_t total, uint64_t unpacked)> progress = {};
 };
 
 // `base`, in which `path`, a tar or a gzip of one, is a folder that holds its members; everything else goes to `base`,

@@ -202,8 +202,9 @@ TEST_F(Archive, SaysWhereThereIsNoRoomToUnpackAndWhatToDo) {
 
 TEST_F(Archive, TellsItsProgressAndStops) {
   Write("m.nemo", Gzip(Packed()));
-  ArchiveOptions options{{100, kMiB}, scratch.path(), "", [](uint64_t done, uint64_t total) {
+  ArchiveOptions options{{100, kMiB}, scratch.path(), "", [](uint64_t done, uint64_t total, uint64_t unpacked) {
                            EXPECT_LE(done, total);
+                           EXPECT_EQ(unpacked, Packed().size());
                            throw Error(Code::kCancelled, "stop");
                          }};
   EXPECT_THROW(OpenArchive(PosixIo(), scratch / "m.nemo", options), Error);

@@ -94,6 +94,8 @@ void WriteWholeFile(Io& io, const std::string& path, const std::string& bytes);
 
 // "a" of "a/b", "/" of "/a", "." of "a".
 std::string ParentOf(const std::string& path);
+// Without those at its end, but for "/" itself.
+std::string WithoutSlashes(std::string path);
 std::string JoinPath(const std::string& folder, const std::string& name);
 
 }  // namespace reshard

@@ -161,8 +161,8 @@ const Kind& KindByName(std::string_view name);
 
 // The kind of what lies at `path`: `given`, where that is not empty and the folder may be of it, else the first that it
 // may be of. Errors: kNotFound, also where it is nothing that is known; those of KindByName; kMismatch where it is of
-// another kind than the given one; kUnsupported for what is recognised but not read (a packed .nemo, a Megatron-LM
-// checkpoint, ...).
+// another kind than the given one; kUnsupported for what is recognised but not read (a Megatron-LM checkpoint,
+// ...).
 const Kind& DetectKind(Io& io, const std::string& path, std::string_view given);
 
 // Opens `path` as the kind that DetectKind finds with `kind` given. Every layout's tensor is there with the right

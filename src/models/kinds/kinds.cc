@@ -182,8 +182,8 @@ const Kind& DetectKind(Io& io, const std::string& path, std::string_view given) 
   auto info = io.Stat(path);
   if (!info) throw Error(Code::kNotFound, "there is no such folder, expected a checkpoint").At("reading", path);
   if (info->type != FileInfo::Type::kDirectory) {
-    if (path.ends_with(".nemo")) throw NotRead(path, "a packed .nemo file; unpack it with tar");
-    throw Error(Code::kNotFound, "this is a file, expected the folder of a checkpoint").At("reading", path);
+    throw Error(Code::kNotFound, "this is a file, expected the folder of a checkpoint, or one packed by tar")
+        .At("reading", path);
   }
   if (!given.empty() && KindByName(given).detect(io, path)) return KindByName(given);
   for (const Kind& kind : Kinds()) {
