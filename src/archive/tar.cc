@@ -372,6 +372,8 @@ class TarReader {
     if (size_ - at_ > kMaxEnd)
       throw Corrupt(fmt::format("{} bytes lie behind the end of the archive, expected at most {} of padding",
                                 size_ - at_, kMaxEnd));
+    if (size_ % kBlock != 0)
+      throw Corrupt(fmt::format("its {} bytes are no whole number of blocks, expected one; it may be cut off", size_));
     std::string end(size_ - at_, '\0');
     file_.ReadAt(end.data(), end.size(), at_);
     if (const size_t garbage = end.find_first_not_of('\0'); garbage != std::string::npos)

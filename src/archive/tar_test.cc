@@ -168,6 +168,7 @@ TEST(ReadTar, RefusesDamagedHeadersAndEnds) {
               HasSubstr("corrupt: member 'b': the header at byte 0"));
   EXPECT_THAT(Problem(kA), HasSubstr("corrupt: it ends at byte 1024"));
   EXPECT_THAT(Problem(kA + std::string(512, '\0')), HasSubstr("corrupt: it ends with one block of zeros"));
+  EXPECT_THAT(Problem(kA + kEnd + std::string(511, '\0')), HasSubstr("corrupt: its 2559 bytes are no whole number"));
   EXPECT_THAT(Problem(kA.substr(0, 600)), HasSubstr("corrupt: member 'a': 3 bytes from byte 512 on in a file of 600"));
   EXPECT_THAT(Problem(kA + kEnd + std::string(512, 'x')), HasSubstr("corrupt: other bytes than zeros"));
   EXPECT_THAT(Problem(kA + kEnd + std::string(2 << 20, '\0')), HasSubstr("corrupt: 2097664 bytes lie behind the end"));

@@ -395,7 +395,12 @@ TEST_P(Conformance, RefusesEveryFileCutOffAnywhere) {
   WithEachFile([&](const std::string& path, const std::string& bytes, Tensors& tensors) {
     for (uint64_t size = 0; size < bytes.size(); ++size) {
       WriteFile(path, bytes.substr(0, size));
-      ASSERT_EQ(ExpectRefusedOrSound(tensors), Code::kCorrupt) << "cut to " << size << " bytes";
+      const std::optional<Code> code = ExpectRefusedOrSound(tensors);
+      if (!code && GetParam().padded) {
+        ExpectSame(Open(), tensors);
+      } else {
+        ASSERT_EQ(code, Code::kCorrupt) << "cut to " << size << " bytes";
+      }
     }
   });
 }

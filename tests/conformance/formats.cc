@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "archive/archive_io.h"
 #include "base/bytes.h"
 #include "formats/safetensors/safetensors.h"
 #include "formats/zarr2/zarr2.h"
@@ -65,19 +66,53 @@ Opened OpenZarr2(Io& io, const std::string& folder) {
   return opened;
 }
 
+// -- a tar of one safetensors file: an archive keeps what the format within promises
+// ------------------------------------
+
+constexpr const char* kTar = "model.nemo";
+
+std::vector<FileLayout> LayOutTar(std::vector<StoredTensor>& tensors) {
+  const FileLayout inner = LayOutSafetensors(tensors)[0];
+  FileLayout file{kTar, 0, {}};
+  TarLayout tar(file);
+  tar.AddFolder("");
+  const uint64_t begin = tar.AddFile(kSafetensors, inner.size);
+  tar.Finish();
+  for (Literal literal : inner.literals) file.literals.push_back({begin + literal.offset, std::move(literal.bytes)});
+  for (StoredTensor& tensor : tensors)
+    for (Chunk& chunk : tensor.chunks) chunk.offset += begin;
+  return {file};
+}
+
+Opened OpenTar(Io& io, const std::string& folder) {
+  const std::string path = JoinPath(folder, kTar);
+  const TarLimits limits{100, kMiB};
+  const std::unique_ptr<Io> archive = OpenArchive(io, path, {limits, folder, ""});
+  if (!archive) return io.OpenRead(path), Opened();  // an error: there is none, or it is a folder
+  Opened opened{safetensors::ReadFile(*archive, JoinPath(path, kSafetensors), 0, kGiB, UINT64_MAX), {path}};
+  const std::unique_ptr<File> file = io.OpenRead(path);
+  for (const TarMember& member : ReadTar(*file, path, file->Info().size, limits))
+    if (member.name == kSafetensors)
+      for (StoredTensor& tensor : opened.tensors)
+        for (Chunk& chunk : tensor.chunks) chunk.offset += member.data.offset;
+  return opened;
+}
+
 }  // namespace
 
 std::span<const Format> Formats() {
   static const Format kFormats[] = {
-      {"safetensors", AllDtypes(), true, LayOutSafetensors, OpenSafetensors, "tied-shared-fp32-zarr/hf",
+      {"safetensors", AllDtypes(), true, false, LayOutSafetensors, OpenSafetensors, "tied-shared-fp32-zarr/hf",
        "model.norm.weight"},
       {"zarr2",
        {Dtype::kF16, Dtype::kBF16, Dtype::kF32},
+       false,
        false,
        LayOutZarr2,
        OpenZarr2,
        "tied-shared-fp32-zarr/nemo/model_weights",
        "model.decoder.final_layernorm.weight"},
+      {"safetensors_in_tar", AllDtypes(), true, true, LayOutTar, OpenTar, "packed", "model.norm.weight"},
   };
   return kFormats;
 }

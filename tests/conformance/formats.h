@@ -23,6 +23,8 @@ struct Format {
   std::vector<Dtype> dtypes;  // that it stores; it refuses all others
   // Files carry so much of a tensor's shape twice that no damaged byte can give it another one.
   bool tells_shapes_twice;
+  // Files end in padding, and what is cut off that is not missed.
+  bool padded;
   // The files of a folder that holds these tensors (name, dtype and shape count). Fills in their chunks.
   std::vector<FileLayout> (*lay_out)(std::vector<StoredTensor>& tensors);
   // Opens a folder. Headers only.
