@@ -13,6 +13,10 @@ BOUNDS = {"timeout": 10, "limits": [(resource.RLIMIT_AS, 1 << 30)]}
 SMALL = {"timeout": 10, "limits": [(resource.RLIMIT_DATA, 64 << 20)]}  # all that --max_memory=64MiB may take
 
 
+def source_of(case, folder):
+    return folder / ("in.nemo" if case.base == "packed" else "in")
+
+
 def made(case, folder):
     """(folder with the case in it, options of its conversion, what the generator returns)"""
     write_base, arguments = BASES[case.base]
@@ -22,7 +26,7 @@ def made(case, folder):
 
 @pytest.mark.parametrize("case", BAD_INPUTS, ids=identifier)
 def test_bad_input_is_refused(case, tmp_path):
-    source, target = tmp_path / "in", tmp_path / "out"
+    source, target = source_of(case, tmp_path), tmp_path / "out"
     _, arguments = made(case, source)
     result = run("convert", source, target, *arguments, **BOUNDS)
     assert_refused(result, (case.code,), *case.says)
@@ -31,8 +35,9 @@ def test_bad_input_is_refused(case, tmp_path):
 
 @pytest.mark.parametrize("case", BAD_INPUTS, ids=identifier)
 def test_inspect_survives_bad_input(case, tmp_path):
-    made(case, tmp_path / "in")
-    result = run("inspect", tmp_path / "in", "--max_memory=64MiB", **SMALL)
+    source = source_of(case, tmp_path)
+    made(case, source)
+    result = run("inspect", source, "--max_memory=64MiB", **SMALL)
     assert result.code in EXITS and "no more memory" not in result.err, result
     assert not CRASH.search(result.err), result
     assert not UNPRINTABLE.search(result.out), result
@@ -42,7 +47,7 @@ def test_inspect_survives_bad_input(case, tmp_path):
 
 @pytest.mark.parametrize("case", VALID_INPUTS, ids=identifier)
 def test_odd_input_is_accepted(case, tmp_path):
-    source, target = tmp_path / "in", tmp_path / "out"
+    source, target = source_of(case, tmp_path), tmp_path / "out"
     returned, arguments = made(case, source)
     settings, named = returned or (tiny_model.CONFIG, tiny_model.tensors())
     convert(source, target, *arguments)
