@@ -348,8 +348,10 @@ struct Conversion::State {
     if (source.kind == kHuggingFace.name && !other_heads) again.template_path = options.input;
     again.kv_copies = 1;
     again.vocab_size = source.model.sizes['V'];
-    Checkpoint staged = OpenCheckpoint(io, folder, options.to, again);
-    VerifyReport verified = VerifyCheckpoints(io, source, staged, options.run, {.hyperparameters = false});
+    const std::string path = target.packed.empty() ? folder : JoinPath(folder, target.packed);
+    const SourceIo staged_io(io, path, options.run, 2, TemporaryFolder());
+    Checkpoint staged = OpenCheckpoint(*staged_io, path, options.to, again);
+    VerifyReport verified = VerifyCheckpoints(*staged_io, source, staged, options.run, {.hyperparameters = false});
     if (verified.equal) return;
     throw Error(Code::kMismatch,
                 fmt::format("the files differ from the source in {} tensors, expected none; {}",
@@ -481,7 +483,7 @@ struct Conversion::State {
 
   // What is to be said of a target that was complete before.
   ConvertReport Complete() {
-    if (options.verify && !options.task) VerifyFiles(options.output, "move them away and run again");
+    if (options.verify && !options.task) VerifyFiles(Place().folder(), "move them away and run again");
     return {.already_complete = true, .verified = options.verify, .files = planned.plan.files.size()};
   }
 
