@@ -7,7 +7,6 @@
 #include <bit>
 #include <charconv>
 #include <optional>
-#include <unordered_map>
 #include <utility>
 
 #include "base/bytes.h"
@@ -196,7 +195,7 @@ bool IsDictClass(const Node& node) {
 }
 
 // What each thing costs in memory, allocator and growth of its container included.
-constexpr uint64_t kNodeCost = sizeof(Node) + 8, kPointerCost = 2 * sizeof(Node*), kMemoCost = 64;
+constexpr uint64_t kNodeCost = sizeof(Node) + 8, kPointerCost = 2 * sizeof(Node*);
 
 }  // namespace
 
@@ -212,9 +211,10 @@ class Machine {
   }
 
   void Run() {
-    if (bytes_.empty() || static_cast<uint8_t>(bytes_[0]) != kProto)
+    if (bytes_.empty()) throw CutOff("the pickle has no bytes, expected the opcode PROTO; the file may be cut off");
+    if (static_cast<uint8_t>(bytes_[0]) != kProto)
       throw Error(Code::kCorrupt, fmt::format("the pickle begins with {}, expected the opcode PROTO",
-                                              bytes_.empty() ? "nothing" : NameOf(static_cast<uint8_t>(bytes_[0]))));
+                                              NameOf(static_cast<uint8_t>(bytes_[0]))));
     for (size_t count = 0;; ++count) {
       if (count == limits_.max_opcodes)
         throw Error(Code::kUnsupported,
@@ -263,10 +263,10 @@ class Machine {
   std::string_view Take(uint64_t size) {
     if (size > bytes_.size() - at_) {
       const std::string name = at_ == opcode_at_ ? "next opcode" : fmt::format("opcode {}", NameOf(opcode_));
-      throw Error(Code::kCorrupt,
-                  fmt::format("the pickle's {} at its byte {} needs {} bytes of {} that are left, expected a pickle "
-                              "that ends with the opcode STOP; the file may be cut off",
-                              name, opcode_at_, size, bytes_.size() - at_));
+      throw CutOff(
+          fmt::format("the pickle's {} at its byte {} needs {} bytes of {} that are left, expected a pickle "
+                      "that ends with the opcode STOP; the file may be cut off",
+                      name, opcode_at_, size, bytes_.size() - at_));
     }
     const std::string_view taken = bytes_.substr(at_, size);
     at_ += size;
@@ -278,7 +278,11 @@ class Machine {
   }
   std::string_view TakeLine() {
     const size_t end = bytes_.find('\n', at_);
-    if (end == bytes_.npos) Refuse("has no end of its line, expected a newline");
+    if (end == bytes_.npos)
+      throw CutOff(
+          fmt::format("the pickle's opcode {} at its byte {} has no end of its line, expected a newline; the "
+                      "file may be cut off",
+                      NameOf(opcode_), opcode_at_));
     const std::string_view line = bytes_.substr(at_, end - at_);
     at_ = end + 1;
     return line;
@@ -327,15 +331,21 @@ class Machine {
     return begin;
   }
 
+  // Writers count up: a place far beyond the others costs what lies between.
   void Memorise(uint64_t index) {
     Node* top = Top();
-    const auto [place, added] = memo_.insert_or_assign(index, top);
-    if (added) Charge(kMemoCost);
+    if (index >= memo_.size()) {
+      if (index > limits_.max_memory) Charge(limits_.max_memory);  // which is too much
+      Charge((index + 1 - memo_.size()) * kPointerCost);
+      memo_.resize(index + 1);
+    }
+    memorised_ += memo_[index] == nullptr;
+    memo_[index] = top;
   }
   void Recall(uint64_t index) {
-    const auto found = memo_.find(index);
-    if (found == memo_.end()) Refuse(fmt::format("gets object {} of the memo, expected one that was put there", index));
-    Push(found->second);
+    if (index >= memo_.size() || !memo_[index])
+      Refuse(fmt::format("gets object {} of the memo, expected one that was put there", index));
+    Push(memo_[index]);
   }
   // Of the text opcodes.
   uint64_t TakeIndexLine() {
@@ -678,7 +688,7 @@ class Machine {
   void DoMemo() {
     switch (opcode_) {
       case kMemoize:
-        return Memorise(memo_.size());
+        return Memorise(memorised_);
       case kPut:
         return Memorise(TakeIndexLine());
       case kBinPut:
@@ -708,7 +718,8 @@ class Machine {
   std::vector<Node*> stack_;
   size_t stack_high_ = 0;
   std::vector<size_t> marks_;
-  std::unordered_map<uint64_t, Node*> memo_;
+  std::vector<Node*> memo_;
+  uint64_t memorised_ = 0;  // of it
   Node* none_;
   std::array<Node*, 2> booleans_{};
   std::array<Node*, 256> small_{};  // integers that were pushed before

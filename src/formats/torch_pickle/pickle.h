@@ -6,7 +6,10 @@
 #include <deque>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
+
+#include "base/error.h"
 
 namespace reshard::pickle {
 
@@ -51,16 +54,22 @@ struct Limits {
   size_t max_opcodes = SIZE_MAX;
 };
 
+// The Error where the bytes end before the pickle does.
+struct CutOff : Error {
+  explicit CutOff(std::string message) : Error(Code::kCorrupt, std::move(message)) {}
+};
+
 // A parsed pickle. The nodes' texts lie in `bytes`, which must outlive it.
 class Tree {
  public:
-  // Reads one pickle from the front of `bytes`. Errors, all with `path` and "reading": kCorrupt (an opcode cut off, no
-  // STOP, an empty stack, no mark, a memo that was not set, BUILD or SETITEMS on what takes none), kUnsupported (an
-  // opcode that is not handled, named; more than the limits allow, naming --max_memory).
+  // Reads one pickle from the front of `bytes`. Errors, all with `path` and "reading": CutOff; kCorrupt (an empty
+  // stack, no mark, a memo that was not set, BUILD or SETITEMS on what takes none), kUnsupported (an opcode that is not
+  // handled, named; more than the limits allow, naming --max_memory).
   Tree(std::string_view bytes, const std::string& path, const Limits& limits);
 
   const Node& root() const { return *root_; }
-  size_t size() const { return size_; }  // bytes of the pickle
+  const std::deque<Node>& nodes() const { return nodes_; }  // all that were made, in that order
+  size_t size() const { return size_; }                     // bytes of the pickle
 
  private:
   friend class Machine;

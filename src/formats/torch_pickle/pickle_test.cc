@@ -200,9 +200,9 @@ TEST(PickleTree, RefusesWhatIsCutOff) {
   const std::string whole = P("}(" + Text("abc") + "J\1\0\0\0"s + "ccollections\nOrderedDict\n)R" + "N" + "u");
   EXPECT_NO_THROW(Tree(whole, "", kLimits));
   for (size_t size = 0; size < whole.size(); ++size)
-    EXPECT_THROW(Tree(std::string_view(whole).substr(0, size), "", kLimits), Error) << size;
+    EXPECT_THROW(Tree(std::string_view(whole).substr(0, size), "", kLimits), CutOff) << size;
   ExpectRefused("\x80\x02K\x01", Code::kCorrupt, "opcode STOP; the file may be cut off");
-  ExpectRefused("", Code::kCorrupt, "begins with nothing, expected the opcode PROTO");
+  ExpectRefused("", Code::kCorrupt, "has no bytes, expected the opcode PROTO");
   ExpectRefused("cos\nsystem\n.", Code::kCorrupt, "begins with GLOBAL, expected the opcode PROTO");
   ExpectRefused(P("X\xff\xff\xff\x7f"
                   "ab"),
@@ -268,6 +268,8 @@ TEST(PickleTree, BoundsItsMemoryAndItsOpcodes) {
   copies += "e\x85q\x02"s;
   for (int i = 0; i < 1000; ++i) copies += "0h\x00h\x02R"s;
   ExpectRefused(P(copies), Code::kUnsupported, "--max_memory");
+  ExpectRefused(P("Nr\xff\xff\xff\xff"), Code::kUnsupported, "--max_memory");
+  ExpectRefused(P("Np9223372036854775807\n"), Code::kUnsupported, "--max_memory");
   ExpectRefused(P("NNNN"), Code::kUnsupported, "more than 3 opcodes", {1 << 20, 3});
 }
 
