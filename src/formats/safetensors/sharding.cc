@@ -193,9 +193,9 @@ std::vector<std::vector<size_t>> SplitIntoShards(const std::vector<uint64_t>& si
   return shards;
 }
 
-std::string ShardName(size_t number, size_t count) {
-  if (count == 1) return "model.safetensors";
-  return fmt::format("model-{:05}-of-{:05}.safetensors", number, count);
+std::string ShardName(std::string_view stem, std::string_view extension, size_t number, size_t count) {
+  if (count == 1) return fmt::format("{}{}", stem, extension);
+  return fmt::format("{}-{:05}-of-{:05}{}", stem, number, count, extension);
 }
 
 uint64_t ParseSize(std::string_view text, std::string_view option) {

@@ -15,8 +15,9 @@ namespace reshard::safetensors {
 // huggingface_hub's split_torch_state_dict_into_shards, its rule for tensors above the limit included.
 std::vector<std::vector<size_t>> SplitIntoShards(const std::vector<uint64_t>& sizes, uint64_t max_shard_size);
 
-// "model-00001-of-00003.safetensors", or "model.safetensors" where count is 1. `number` counts from 1.
-std::string ShardName(size_t number, size_t count);
+// "model-00001-of-00003.safetensors", or "model.safetensors" where count is 1, of "model" and ".safetensors". `number`
+// counts from 1.
+std::string ShardName(std::string_view stem, std::string_view extension, size_t number, size_t count);
 
 // Bytes of a size string: "10GB" (powers of 1000: KB MB GB TB; also KiB MiB GiB TiB), "1.5gb", or a plain number.
 // Errors: kInvalidArgument that names `option`.

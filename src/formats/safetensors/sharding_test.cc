@@ -48,11 +48,12 @@ TEST(SplitIntoShards, DoesNotOverflow) {
 }
 
 TEST(ShardName, CountsWithFiveDigitsOrMore) {
-  EXPECT_EQ(ShardName(1, 1), "model.safetensors");
-  EXPECT_EQ(ShardName(1, 3), "model-00001-of-00003.safetensors");
-  EXPECT_EQ(ShardName(12, 99999), "model-00012-of-99999.safetensors");
-  EXPECT_EQ(ShardName(1, 100000), "model-00001-of-100000.safetensors");
-  EXPECT_EQ(ShardName(100000, 100000), "model-100000-of-100000.safetensors");
+  EXPECT_EQ(ShardName("model", ".safetensors", 1, 1), "model.safetensors");
+  EXPECT_EQ(ShardName("pytorch_model", ".bin", 2, 3), "pytorch_model-00002-of-00003.bin");
+  EXPECT_EQ(ShardName("model", ".safetensors", 1, 3), "model-00001-of-00003.safetensors");
+  EXPECT_EQ(ShardName("model", ".safetensors", 12, 99999), "model-00012-of-99999.safetensors");
+  EXPECT_EQ(ShardName("model", ".safetensors", 1, 100000), "model-00001-of-100000.safetensors");
+  EXPECT_EQ(ShardName("model", ".safetensors", 100000, 100000), "model-100000-of-100000.safetensors");
   EXPECT_EQ(SplitIntoShards(std::vector<uint64_t>(100000, 1), 1).size(), 100000u);
 }
 
@@ -132,7 +133,8 @@ Pairs PairsOf(const Index& index) {
 
 TEST(IndexText, IsReadBackForAHundredThousandTensors) {
   Pairs weight_map;
-  for (int i = 0; i < 100'000; ++i) weight_map.emplace_back(fmt::format("t{:06}", i), ShardName(i + 1, 100'000));
+  for (int i = 0; i < 100'000; ++i)
+    weight_map.emplace_back(fmt::format("t{:06}", i), ShardName("model", ".safetensors", i + 1, 100'000));
   EXPECT_EQ(PairsOf(ParseIndex(IndexText(weight_map, 1, 2), "index.json", 100'000)), weight_map);
 }
 

@@ -1,6 +1,7 @@
-// HuggingFace folders: config.json, safetensors with or without an index, tokenizer and readme files
+// HuggingFace folders: config.json, weights in one file or in shards with an index, tokenizer and readme files
 // (docs/formats/huggingface.md).
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <iterator>
@@ -9,6 +10,7 @@
 #include "base/error.h"
 #include "formats/safetensors/safetensors.h"
 #include "formats/safetensors/sharding.h"
+#include "formats/torch_pickle/torch_pickle.h"
 #include "models/kinds/hf_config.h"
 #include "models/kinds/hf_quantised.h"
 #include "models/kinds/kind.h"
@@ -16,9 +18,17 @@
 namespace reshard {
 namespace {
 
-constexpr std::string_view kSingle = "model.safetensors", kIndex = "model.safetensors.index.json";
-constexpr std::string_view kWeights[] = {"safetensors"};
-constexpr std::string_view kMarkers[] = {kIndex, kSingle, "pytorch_model.bin.index.json", "pytorch_model.bin"};
+// How weights are called: one file, or shards and their index.
+struct WeightNames {
+  std::string_view format, stem, extension, single, index;
+};
+constexpr WeightNames kSafetensors = {"safetensors", "model", ".safetensors", "model.safetensors",
+                                      "model.safetensors.index.json"};
+constexpr WeightNames kPickles = {"bin", "pytorch_model", ".bin", "pytorch_model.bin", "pytorch_model.bin.index.json"};
+constexpr WeightNames kNames[] = {kSafetensors, kPickles};  // as transformers looks for them
+
+constexpr std::string_view kWeights[] = {kSafetensors.format, kPickles.format};
+constexpr std::string_view kMarkers[] = {kSafetensors.index, kSafetensors.single, kPickles.index, kPickles.single};
 
 // What comes along with the weights, byte for byte.
 constexpr std::string_view kCarried[] = {
@@ -48,14 +58,18 @@ bool IsCarried(std::string_view name) {
          name.starts_with(std::string(kCarriedFolder) + "/");
 }
 
+bool IsTorchFile(std::string_view path) {
+  return path.ends_with(".bin") || path.ends_with(".pt") || path.ends_with(".pth") || path.ends_with(".ckpt");
+}
+
 // Buffers that old checkpoints have and no model reads.
 bool IsIgnored(std::string_view name) {
   return name.ends_with(".rotary_emb.inv_freq") || name.ends_with(".attention.bias") || name.ends_with(".masked_bias");
 }
 
 bool Detect(Io& io, const std::string& folder) {
-  if (Exists(io, folder, kSingle) || Exists(io, folder, kIndex)) return true;
-  if (Exists(io, folder, "pytorch_model.bin") || Exists(io, folder, "pytorch_model.bin.index.json")) return true;
+  for (std::string_view name : kMarkers)
+    if (Exists(io, folder, name)) return true;
   return Exists(io, folder, "config.json") && !kTrtllm.detect(io, folder);  // which has one, too
 }
 
@@ -126,21 +140,21 @@ class HfReader {
       }
       folder_ = options_.weights_path;
     }
-    if (Exists(io_, folder_, kSingle)) {
-      ReadShard(std::string(kSingle));
-    } else if (Exists(io_, folder_, kIndex)) {
-      ReadShards();
-    } else {
-      NoWeights();
+    for (const WeightNames& names : kNames) {
+      checkpoint_.format = names.format;
+      if (Exists(io_, folder_, names.single)) return ReadShard(std::string(names.single));
+      if (Exists(io_, folder_, names.index)) return ReadShards(std::string(names.index));
     }
+    NoWeights();
   }
 
   // Weights that are not read because others are (an index beside model.safetensors) are side files too.
   void ListSideFiles() {
     std::set<std::string> read;
-    for (const SourceFile& file : checkpoint_.files)
-      if (folder_ == checkpoint_.folder) read.insert(file.relative);
-    if (!read.count(std::string(kSingle))) read.insert(std::string(kIndex));
+    if (folder_ == checkpoint_.folder) {
+      for (const SourceFile& file : checkpoint_.files) read.insert(file.relative);
+      read.insert(index_);
+    }
     for (const std::string& name : SideEntries(io_, checkpoint_.folder))
       if (!read.count(name)) checkpoint_.side_files.push_back(name);
   }
@@ -150,16 +164,11 @@ class HfReader {
     auto has = [&](std::string_view end) {
       return std::any_of(names.begin(), names.end(), [&](const std::string& name) { return name.ends_with(end); });
     };
-    if (Exists(io_, folder_, "pytorch_model.bin") || Exists(io_, folder_, "pytorch_model.bin.index.json"))
-      throw Error(Code::kUnsupported,
-                  "the weights are PyTorch pickles (pytorch_model.bin), expected safetensors; save the model as "
-                  "safetensors first")
-          .At("reading", folder_);
     if (has(".incomplete"))
       throw Error(Code::kNotFound,
                   "there are .incomplete files and no weights, expected model.safetensors; download the model again")
           .At("reading", folder_);
-    throw Error(Code::kNotFound, fmt::format("there are no weights, expected {} or {}", kSingle, kIndex))
+    throw Error(Code::kNotFound, fmt::format("there are no weights, expected one of {}", fmt::join(kMarkers, ", ")))
         .At("reading", folder_);
   }
 
@@ -175,14 +184,18 @@ class HfReader {
           .At("reading", path);
     }
     uint32_t number = static_cast<uint32_t>(checkpoint_.files.size());
-    auto tensors = safetensors::ReadFile(io_, path, number, options_.max_header,
-                                         options_.max_tensors - checkpoint_.tensors.size());
+    auto tensors = ReadTensors(path, number, options_.max_tensors - checkpoint_.tensors.size());
     checkpoint_.files.push_back({path, name, info->size, info->mtime_ns, info->inode});
     std::move(tensors.begin(), tensors.end(), std::back_inserter(checkpoint_.tensors));
   }
 
+  std::vector<StoredTensor> ReadTensors(const std::string& path, uint32_t number, uint64_t max_tensors) {
+    if (!IsTorchFile(path)) return safetensors::ReadFile(io_, path, number, options_.max_header, max_tensors);
+    return torch_pickle::ReadStateDict(io_, path, number, {options_.max_header, max_tensors}, checkpoint_.ignored);
+  }
+
   safetensors::Index ReadIndex() {
-    std::string path = JoinPath(folder_, std::string(kIndex));
+    std::string path = JoinPath(folder_, index_);
     if (uint64_t size = io_.Stat(path)->size; size > options_.max_header)
       throw Error(Code::kUnsupported, fmt::format("an index of {} bytes, expected at most {} within the memory limit; "
                                                   "give a larger --max_memory",
@@ -192,7 +205,8 @@ class HfReader {
   }
 
   // The index and the shards must say the same of every tensor.
-  void ReadShards() {
+  void ReadShards(const std::string& index_name) {
+    index_ = index_name;
     const safetensors::Index index = ReadIndex();
     std::vector<bool> seen(index.entries.size());
     for (uint32_t shard = 0; shard < index.shards.size(); ++shard) {
@@ -237,6 +251,7 @@ class HfReader {
   Io& io_;
   const OpenOptions& options_;
   std::string folder_;  // of the weights
+  std::string index_;   // its name there; empty where there is one file
   Checkpoint checkpoint_;
 };
 
@@ -274,8 +289,13 @@ std::vector<size_t> StateDictOrder(const std::vector<TensorSpec>& specs) {
   return order;
 }
 
-void LayOutWeights(const std::vector<TensorSpec>& specs, uint64_t max_shard_size, std::vector<StoredTensor>& tensors,
-                   std::vector<FileLayout>& files) {
+FileLayout LayOutShard(const WeightNames& names, std::string path, std::vector<StoredTensor*> tensors, uint32_t file) {
+  return names.format == kPickles.format ? torch_pickle::LayOut(std::move(path), tensors, file)
+                                         : safetensors::LayOut(std::move(path), std::move(tensors), file);
+}
+
+void LayOutWeights(const WeightNames& names, const std::vector<TensorSpec>& specs, uint64_t max_shard_size,
+                   std::vector<StoredTensor>& tensors, std::vector<FileLayout>& files) {
   std::vector<size_t> order = StateDictOrder(specs);
   std::vector<uint64_t> sizes;
   uint64_t parameters = 0, bytes = 0;
@@ -287,16 +307,16 @@ void LayOutWeights(const std::vector<TensorSpec>& specs, uint64_t max_shard_size
   auto shards = safetensors::SplitIntoShards(sizes, max_shard_size);
   std::vector<std::pair<std::string, std::string>> map;
   for (size_t n = 0; n < shards.size(); ++n) {
-    std::string name = safetensors::ShardName(n + 1, shards.size());
+    std::string name = safetensors::ShardName(names.stem, names.extension, n + 1, shards.size());
     std::vector<StoredTensor*> members;
     for (size_t i : shards[n]) {
       members.push_back(&tensors[order[i]]);
       map.emplace_back(members.back()->name, name);
     }
-    files.push_back(safetensors::LayOut(name, members, static_cast<uint32_t>(files.size())));
+    files.push_back(LayOutShard(names, name, std::move(members), static_cast<uint32_t>(files.size())));
   }
   if (shards.size() > 1)
-    files.push_back(LiteralFile(std::string(kIndex), safetensors::IndexText(std::move(map), parameters, bytes)));
+    files.push_back(LiteralFile(std::string(names.index), safetensors::IndexText(std::move(map), parameters, bytes)));
 }
 
 // The source's own config, or the template's, or one that is derived. In the first two only what is not so any more
@@ -353,7 +373,8 @@ LaidOut LayOut(Io&, const Checkpoint& source, const Model& model, const TargetOp
   LaidOut out;
   AddCopies(source, out);
   // Weights count files from 0, and come before the marker; config.json is put before them at the end.
-  LayOutWeights(specs, options.max_shard_size, tensors, out.files);
+  const WeightNames& names = options.weights == kPickles.format ? kPickles : kSafetensors;
+  LayOutWeights(names, specs, options.max_shard_size, tensors, out.files);
   std::string config = ConfigText(source, model, options, MainDtype(tensors), out);
   out.files.insert(out.files.begin(), LiteralFile("config.json", std::move(config)));
   for (StoredTensor& tensor : tensors)
@@ -372,7 +393,7 @@ std::vector<FileCopy> CarriedFiles(Io& io, const std::string& folder) {
 
 const Kind kHuggingFace = {
     .name = "hf",
-    .title = "HuggingFace folder: config.json, model.safetensors or shards with an index",
+    .title = "HuggingFace folder: config.json, safetensors or PyTorch pickles, whole or in shards with an index",
     .format = "safetensors",
     .layouts = &Block::hf,
     .name_prefix = "",
