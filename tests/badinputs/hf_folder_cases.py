@@ -294,13 +294,6 @@ def weights_missing(folder):
     (folder / "model.safetensors").unlink()
 
 
-@broken(5, r"pytorch_model\.bin|pickle")
-def pickles_only(folder):
-    """weights only in pytorch_model.bin"""
-    (folder / "model.safetensors").unlink()
-    (folder / "pytorch_model.bin").write_bytes(b"PK\3\4" + b"\0" * 60)
-
-
 # ---------------------------------------------------------------- tensors against config
 
 @broken(6, r"model\.layers\.1\.input_layernorm\.weight", r"model\.layers\.1\.mlp\.down_proj\.weight", MISSING)

@@ -351,10 +351,12 @@ void TorchFile::State::CheckZip(File& file, std::string_view top) const {
       throw Unsupported("a file of a big-endian machine, expected byteorder 'little'; load it and save it on another");
     if (order != "little") throw Corrupt(fmt::format("byteorder '{}', expected 'little'", Visible(order)));
   }
-  const std::string text = Member(file, top, FindMember(top, ".data/version") ? ".data/version" : "version", kMaxText);
+  std::string text = Member(file, top, FindMember(top, ".data/version") ? ".data/version" : "version", kMaxText);
+  if (text.ends_with('\n')) text.pop_back();
   int64_t version = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), version);
-  if (error != std::errc() || version < 1 || std::string_view(end, text.data() + text.size() - end).size() > 1)
+  const char* end = text.data() + text.size();
+  if (const auto [stop, error] = std::from_chars(text.data(), end, version);
+      error != std::errc() || stop != end || version < 1)
     throw Corrupt(fmt::format("version '{}', expected a number from 1 on", Visible(text)));
   if (version > kMaxVersion)
     throw Unsupported(fmt::format("an archive of version {}, expected at most {}", version, kMaxVersion));
