@@ -4,10 +4,12 @@
 
 #include <algorithm>
 #include <cctype>
+#include <iterator>
 #include <map>
 
 #include "archive/torch_zip.h"
 #include "base/error.h"
+#include "formats/torch_dist/torch_dist.h"
 #include "formats/zarr2/zarr2.h"
 
 namespace reshard {
@@ -48,36 +50,36 @@ class DistReader {
   DistReader(Io& io, const std::string& folder, const OpenOptions& options, Checkpoint& checkpoint)
       : io_(io), folder_(folder), options_(options), checkpoint_(checkpoint) {}
 
-  void Read() {
-    CheckBackend();
-    ReadArrays();
-  }
+  void Read() { FormatOf() == DistFormat::kZarr ? ReadArrays() : ReadItems(); }
 
  private:
-  void CheckBackend() {
-    std::string path = JoinPath(folder_, std::string(kMetadata));
-    if (!io_.Stat(path))
+  // megatron-core writes metadata.json last; torch's own checkpoints have none, and .metadata is what they write last.
+  DistFormat FormatOf() {
+    const std::string path = JoinPath(folder_, std::string(kMetadata));
+    const bool has_torch_dist = Exists(io_, folder_, ".metadata");
+    if (!io_.Stat(path)) {
+      if (has_torch_dist) return DistFormat::kTorchDist;
       throw Error(
           Code::kCorrupt,
           "metadata.json is missing, which is written last; the checkpoint is incomplete, expected a finished one")
           .At("reading", folder_);
-    Json metadata = ParseJson(ReadTreeText(io_, path, options_), path);
-    auto backend = metadata.find("sharded_backend");
+    }
+    const Json metadata = ParseJson(ReadTreeText(io_, path, options_), path);
+    const auto backend = metadata.find("sharded_backend");
     if (backend == metadata.end() || !backend->is_string())
-      throw Error(Code::kCorrupt, "no text 'sharded_backend', expected \"zarr\"").At("reading", path);
-    bool has_torch_dist = Exists(io_, folder_, ".metadata");
-    if (*backend == "torch_dist" && has_torch_dist)
-      throw Error(Code::kUnsupported, "the weights are in torch_dist format, expected zarr").At("reading", path);
+      throw Error(Code::kCorrupt, "no text 'sharded_backend', expected \"zarr\" or \"torch_dist\"").At("reading", path);
     if (*backend != "zarr" && *backend != "torch_dist")
-      throw Error(Code::kUnsupported, fmt::format("sharded_backend is {}, expected \"zarr\"", backend->dump()))
+      throw Error(Code::kUnsupported,
+                  fmt::format("sharded_backend is {}, expected \"zarr\" or \"torch_dist\"", backend->dump()))
           .At("reading", path);
-    if (*backend == "torch_dist" || has_torch_dist)
+    if ((*backend == "torch_dist") != has_torch_dist)
       throw Error(
           Code::kCorrupt,
           fmt::format(
               "sharded_backend is {}, and the folder {} the .metadata file of torch_dist, expected both of one format",
               backend->dump(), has_torch_dist ? "has" : "lacks"))
           .At("reading", path);
+    return has_torch_dist ? DistFormat::kTorchDist : DistFormat::kZarr;
   }
 
   // Every folder with a .zarray, but those of the optimizer; what else lies there is no tensor, or a broken one.
@@ -102,6 +104,24 @@ class DistReader {
     }
     for (const zarr2::ChunkFile& file : files) AddFile(file.path, file.size);
     checkpoint_.format = "zarr2";
+  }
+
+  void ReadItems() {
+    auto wanted = [&](std::string_view key) {
+      const Use use = UseOf(key);
+      if (use == Use::kOptimizer) checkpoint_.ignored.emplace_back(key);
+      return use == Use::kTensor;
+    };
+    const torch_pickle::Limits limits{options_.max_header, options_.max_tensors};
+    torch_dist::Contents contents = torch_dist::Read(io_, folder_, limits, wanted);
+    for (StoredTensor& tensor : contents.tensors) {
+      tensor.name = NameOf(tensor.name);
+      for (Chunk& chunk : tensor.chunks) chunk.file += static_cast<uint32_t>(checkpoint_.files.size());
+      checkpoint_.tensors.push_back(std::move(tensor));
+    }
+    std::move(contents.objects.begin(), contents.objects.end(), std::back_inserter(checkpoint_.ignored));
+    for (const torch_dist::DataFile& file : contents.files) AddFile(file.path, file.size);
+    checkpoint_.format = "torch_dist";
   }
 
   // The key without its prefix, which the checkpoint takes over from the embedding.
@@ -140,10 +160,10 @@ const StoredTensor* Find(const Checkpoint& checkpoint, std::string_view name) {
 // -- writing ----------------------------------------------------------------------------------------------------------
 
 // Python's json.dump of mcore's CheckpointingConfig; an unknown key would make its loader fail.
-std::string MetadataText(std::string_view backend) {
+std::string MetadataText(DistFormat format) {
   return fmt::format(R"({{"sharded_backend": "{}", "sharded_backend_version": 1, "common_backend": "torch", )"
                      R"("common_backend_version": 1}})",
-                     backend);
+                     format == DistFormat::kZarr ? "zarr" : "torch_dist");
 }
 
 // Stacked axes by one, the first axis of a part in the layout's fragments: the chunks that one Megatron rank writes.
@@ -190,15 +210,27 @@ Rank DistRank(const Checkpoint& checkpoint, uint64_t vocab_rows) {
   return {{0, sizes['L']}, {0, sizes['E']}, vocab_rows, Find(checkpoint, kHead) || !checkpoint.model.tied, !numbered};
 }
 
-void LayOutDistWeights(const std::string& folder, std::string_view prefix, DistFormat, const Model& model,
+void LayOutDistWeights(const std::string& folder, std::string_view prefix, DistFormat format, const Model& model,
                        const std::vector<TensorSpec>& specs, std::vector<StoredTensor>& tensors,
                        std::string_view common_pickle, std::vector<FileLayout>& files) {
-  auto path_of = [&](const std::string& key) { return JoinPath(folder, std::string(prefix) + key); };
-  for (size_t i = 0; i < tensors.size(); ++i)
-    zarr2::LayOut(path_of(tensors[i].name), GridOf(specs[i]), tensors[i], files);
-  for (const std::string& key : ObjectKeys(model)) files.push_back(ObjectFile(path_of(key), kPickledNone));
+  std::vector<std::string> objects = ObjectKeys(model);
+  for (std::string& key : objects) key.insert(0, prefix);
+  if (format == DistFormat::kZarr) {
+    for (size_t i = 0; i < tensors.size(); ++i)
+      zarr2::LayOut(JoinPath(folder, std::string(prefix) + tensors[i].name), GridOf(specs[i]), tensors[i], files);
+    for (const std::string& key : objects) files.push_back(ObjectFile(JoinPath(folder, key), kPickledNone));
+  } else {
+    std::vector<StoredTensor*> stored;
+    for (size_t i = 0; i < tensors.size(); ++i) {
+      tensors[i].grid = GridOf(specs[i]);
+      tensors[i].name.insert(0, prefix);
+      stored.push_back(&tensors[i]);
+    }
+    torch_dist::LayOut(folder, stored, objects, files);
+    for (StoredTensor& tensor : tensors) tensor.name.erase(0, prefix.size());
+  }
   files.push_back(ObjectFile(JoinPath(folder, "common"), common_pickle));
-  files.push_back(LiteralFile(JoinPath(folder, std::string(kMetadata)), MetadataText("zarr")));
+  files.push_back(LiteralFile(JoinPath(folder, std::string(kMetadata)), MetadataText(format)));
 }
 
 }  // namespace reshard

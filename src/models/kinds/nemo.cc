@@ -1,4 +1,5 @@
-// NeMo 1 checkpoint folders: model_config.yaml and a distributed checkpoint in zarr (docs/formats/nemo.md).
+// NeMo 1 checkpoint folders: model_config.yaml and a distributed checkpoint in zarr or torch_dist
+// (docs/formats/nemo.md).
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -19,7 +20,7 @@ namespace reshard {
 namespace {
 
 constexpr std::string_view kConfig = "model_config.yaml", kWeights = "model_weights";
-constexpr std::string_view kFormats[] = {"zarr"};
+constexpr std::string_view kZarr = "zarr", kTorchDist = "torch_dist", kFormats[] = {kZarr, kTorchDist};
 constexpr std::string_view kMarkers[] = {"model_weights/metadata.json"};
 constexpr std::string_view kPrefix = "model.";
 
@@ -164,12 +165,17 @@ Tokenizer TokenizerOf(Io& io, const Checkpoint& source, const Model& model, cons
   return tokenizer;
 }
 
+std::string_view FormatOf(const TargetOptions& options) {
+  return options.weights.empty() ? kFormats[0] : options.weights;
+}
+
 std::string ConfigText(Io& io, const Checkpoint& source, const Model& model, const TargetOptions& options, Dtype dtype,
                        LaidOut& out) {
   if (source.kind != kNemo.name) {
     Tokenizer tokenizer = TokenizerOf(io, source, model, options, out);
     try {
-      return NemoConfigText(model, {dtype, tokenizer.name, tokenizer.artifact, options.rope_config_only});
+      return NemoConfigText(model,
+                            {dtype, tokenizer.name, tokenizer.artifact, options.rope_config_only, FormatOf(options)});
     } catch (Error& error) {
       throw error.At("reading", source.config_path);
     }
@@ -184,6 +190,8 @@ std::string ConfigText(Io& io, const Checkpoint& source, const Model& model, con
   }
   std::string text = source.config_text;
   if (options.dtype) text = WithNemoPrecision(text, dtype, source.config_path);
+  if (source.config.contains(kDistFormat) && source.config[kDistFormat] != FormatOf(options))
+    text = WithNemoDistFormat(text, FormatOf(options), source.config_path);
   if (!model.tied && ConfigReader(source.config, source.config_path).Bool(kShareEmbeddings, false))
     text = WithNemoUntied(text, source.config_path);
   return text;
@@ -194,8 +202,8 @@ LaidOut LayOut(Io& io, const Checkpoint& source, const Model& model, const Targe
   LaidOut out;
   out.files.push_back(
       LiteralFile(std::string(kConfig), ConfigText(io, source, model, options, MainDtype(tensors), out)));
-  LayOutDistWeights(std::string(kWeights), kPrefix, DistFormat::kZarr, model, specs, tensors, kPickledEmptyDict,
-                    out.files);
+  const DistFormat format = FormatOf(options) == kTorchDist ? DistFormat::kTorchDist : DistFormat::kZarr;
+  LayOutDistWeights(std::string(kWeights), kPrefix, format, model, specs, tensors, kPickledEmptyDict, out.files);
   return out;
 }
 
@@ -203,7 +211,7 @@ LaidOut LayOut(Io& io, const Checkpoint& source, const Model& model, const Targe
 
 const Kind kNemo = {
     .name = "nemo",
-    .title = "NeMo 1 folder: model_config.yaml, model_weights in zarr",
+    .title = "NeMo 1 folder: model_config.yaml, model_weights in zarr or torch_dist",
     .format = "zarr2",
     .layouts = &Block::nemo,
     .name_prefix = kPrefix,

@@ -335,12 +335,13 @@ std::string NemoConfigText(const Model& model, const NemoConfigOptions& options)
   config["layernorm_epsilon"] = hyper.rms_norm_eps;
   config["make_vocab_size_divisible_by"] = VocabularyDivisor(sizes['V']);
   config[std::string(kShareEmbeddings)] = model.tied;
-  if (base == NemoBase::kQwen) config["override_vocab_size"] = sizes['V'];
+  // Old megatron-core loads torch_dist tables with exactly as many rows as are stored; NeMo pads them without this key.
+  if (base == NemoBase::kQwen || options.dist_format == "torch_dist") config["override_vocab_size"] = sizes['V'];
   SetBiases(model, config);
   SetTokenizer(base, options, config);
   SetRope(model, options.rope_config_only, config);
   if (model.Has("qk_norm")) config["qk_layernorm"] = true;
-  config["dist_ckpt_format"] = "zarr";
+  config[std::string(kDistFormat)] = options.dist_format;
   config["precision"] = Precision(options.dtype);
   config["target"] = kTarget;
   config["nemo_version"] = kNemoVersion;
@@ -351,6 +352,10 @@ std::string WithNemoPrecision(const std::string& text, Dtype dtype, const std::s
   Json precision = Precision(dtype);
   return WithNemoScalar(text, "precision", precision.is_string() ? precision.get<std::string>() : precision.dump(),
                         path);
+}
+
+std::string WithNemoDistFormat(const std::string& text, std::string_view format, const std::string& path) {
+  return WithNemoScalar(text, std::string(kDistFormat), std::string(format), path);
 }
 
 std::string WithNemoUntied(const std::string& text, const std::string& path) {

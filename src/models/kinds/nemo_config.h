@@ -9,6 +9,7 @@
 namespace reshard {
 
 constexpr std::string_view kShareEmbeddings = "share_embeddings_and_output_weights";
+constexpr std::string_view kDistFormat = "dist_ckpt_format";
 
 // What a NeMo config leaves open, from a user or a template.
 struct NemoHints {
@@ -39,15 +40,18 @@ struct NemoConfigOptions {
   std::string tokenizer_name;      // of the hub, or a folder
   std::string tokenizer_artifact;  // a file's name in the checkpoint, with the hash before it; empty: none
   bool rope_config_only = false;   // store rope settings that no NeMo model reads
+  std::string_view dist_format;    // of the weights: zarr or torch_dist
 };
 
 // The text of model_config.yaml. Errors: kUnsupported for what a NeMo 1 model has no place for, named: rope settings,
 // attention biases without MLP biases, windows that differ from layer to layer.
 std::string NemoConfigText(const Model& model, const NemoConfigOptions& options);
 
-// Copies of the text of a model_config.yaml with another precision; with embeddings that are not shared. Errors:
+// Copies of the text of a model_config.yaml with another precision; with embeddings that are not shared; with
+// another format of the weights. Errors:
 // kUnsupported where there is no such key at the top.
 std::string WithNemoPrecision(const std::string& text, Dtype dtype, const std::string& path);
 std::string WithNemoUntied(const std::string& text, const std::string& path);
+std::string WithNemoDistFormat(const std::string& text, std::string_view format, const std::string& path);
 
 }  // namespace reshard
