@@ -68,6 +68,11 @@ if VERSION < (0, 13):  # torch >= 2.7 has two more arguments
 
     _async._write_item = _write_item
 
+if VERSION < (0, 12):  # torch >= 2.4 plans to save the objects of every rank by itself; mcore adds them once more
+    import megatron.core.dist_checkpointing.strategies.torch as _torch_strategy
+
+    _torch_strategy.MCoreSavePlanner._add_non_coordinator_iobytes_request = lambda self, plan: None
+
 _queue = None
 
 

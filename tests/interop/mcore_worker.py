@@ -4,8 +4,9 @@ A job is an object with "id", "do" and:
   load  hf, nemo, rows    builds the GPTModel that nemo/model_config.yaml describes and loads nemo/model_weights strictly;
                           the result is the greatest difference of its logits from those of transformers on hf
   save  hf, to, te        fills a GPTModel from hf and saves it
-  again hf, nemo, to      loads nemo/model_weights into two tensor-parallel ranks, which save it
-Jobs run in that order. A result is a number, or the text of an exception.
+  again hf, nemo, to      loads nemo/model_weights strictly into ranks, which save it
+"backend" is the format that is saved, zarr by default; "ranks" is how many tensor-parallel ranks and pipeline stages work
+it off, [1, 1] by default. A result is a number, or the text of an exception.
 """
 
 import contextlib
@@ -67,20 +68,20 @@ def load(c, job):
 
 def save(c, job):
     te = job.get("te", False)
-    mcore_cpu.save(filled(c, job["hf"]), job["to"], "zarr", core_attention=not te, te=te)
+    mcore_cpu.save(filled(c, job["hf"]), job["to"], job.get("backend", "zarr"), core_attention=not te, te=te)
     return 0
 
 
 def again(c, job):
     model = mcore_cpu.build(c, models.stored_dtype(job["hf"]))
-    mcore_cpu.load(model, pathlib.Path(job["nemo"]) / "model_weights")
-    mcore_cpu.save(model, job["to"], "zarr")
+    mcore_cpu.load(model, pathlib.Path(job["nemo"]) / "model_weights", strict="raise_all")
+    mcore_cpu.save(model, job["to"], job.get("backend", "zarr"))
     return 0
 
 
-def work(rank, ranks, jobs, rendezvous, results):
+def work(rank, tp, pp, jobs, rendezvous, results):
     torch.set_num_threads(1)
-    mcore_cpu.start(rank, ranks, ranks, 1, rendezvous)
+    mcore_cpu.start(rank, tp * pp, tp, pp, rendezvous)
     for job in jobs:
         try:
             with contextlib.redirect_stdout(io.StringIO()):
@@ -92,11 +93,11 @@ def work(rank, ranks, jobs, rendezvous, results):
     torch.distributed.destroy_process_group()
 
 
-def run(jobs, ranks):
+def run(jobs, tp, pp):
     """The parent must not have a process group of its own: ranks are forked."""
     queue = multiprocessing.get_context("fork").Manager().Queue()
     rendezvous = tempfile.mkdtemp() + "/rendezvous"
-    torch.multiprocessing.start_processes(work, (ranks, jobs, rendezvous, queue), ranks, start_method="fork")
+    torch.multiprocessing.start_processes(work, (tp, pp, jobs, rendezvous, queue), tp * pp, start_method="fork")
     results = {}
     while not queue.empty():
         name, result = queue.get()
@@ -109,6 +110,7 @@ if __name__ == "__main__":
     for job in todo:
         if "to" in job:
             pathlib.Path(job["to"]).mkdir(parents=True)
-    done = run([job for job in todo if job["do"] != "again"], 1)
-    done.update(run([job for job in todo if job["do"] == "again"], 2))
+    done = {}
+    for tp, pp in sorted({tuple(job.get("ranks", [1, 1])) for job in todo}):
+        done.update(run([job for job in todo if job.get("ranks", [1, 1]) == [tp, pp]], tp, pp))
     pathlib.Path(sys.argv[2]).write_text(json.dumps(done))

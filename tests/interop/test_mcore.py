@@ -4,19 +4,14 @@ One process of each megatron-core version works off all cases (its import takes 
 """
 
 import dataclasses
-import json
-import os
-import pathlib
-import subprocess
-import sys
 
+import mcore_run
 import models
 import nemo_reference
 import pytest
 import torch
 from program import convert, hashes
 
-HERE = pathlib.Path(__file__).resolve().parent
 VERSIONS = ["0.8", "0.12"]
 
 
@@ -67,10 +62,8 @@ def folders(tmp_path_factory):
 @pytest.fixture(scope="session")
 def megatron(folders, tmp_path_factory):
     """(version, job, case) -> result; with the folders that Megatron saved below saved[version]."""
-    running, saved, results = {}, {}, {}
+    runs, saved, results = [], {}, {}
     for version in VERSIONS:
-        packages = pathlib.Path(sys.prefix) / f"mcore-{version}"
-        assert packages.is_dir(), f"{packages} does not exist: scripts/test installs megatron-core there"
         saved[version] = tmp_path_factory.mktemp("megatron-" + version)
         jobs = []
         for name, (model, _, nemo) in folders.items():
@@ -78,16 +71,11 @@ def megatron(folders, tmp_path_factory):
             jobs.append(dict(id=f"load {name}", do="load", hf=hf, nemo=str(nemo), rows=case.rows))
             jobs.append(dict(id=f"save {name}", do="save", hf=hf, to=str(out / "one" / "model_weights"), te=case.te))
             if name in TWO_RANKS:
-                jobs.append(dict(id=f"again {name}", do="again", hf=hf, nemo=str(nemo), to=str(out / "two" / "model_weights")))
-        (saved[version] / "jobs.json").write_text(json.dumps(jobs))
-        environment = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=f"{packages}{os.pathsep}{HERE}", PYTHONWARNINGS="ignore")
-        command = [sys.executable, HERE / "mcore_worker.py", "jobs.json", "results.json"]
-        log = open(saved[version] / "log", "w")
-        running[version] = subprocess.Popen(command, cwd=saved[version], env=environment, stdout=log, stderr=log)
-    for version, process in running.items():
-        assert process.wait(600) == 0, (saved[version] / "log").read_text()
-        for name, result in json.loads((saved[version] / "results.json").read_text()).items():
-            results[(version, *name.split())] = result
+                to = str(out / "two" / "model_weights")
+                jobs.append(dict(id=f"again {name}", do="again", hf=hf, nemo=str(nemo), to=to, ranks=[2, 1]))
+        runs.append(mcore_run.Run(version, saved[version], jobs))
+    for run in runs:
+        results.update({(run.version, *name.split()): result for name, result in run.results().items()})
     return results, saved
 
 
