@@ -229,7 +229,7 @@ void LayOut(const std::string& folder, const std::vector<StoredTensor*>& tensors
     try {
       writer.AddTensor(*tensor);
     } catch (Error& error) {
-      error.At("writing", folder).Tensor(tensor->name);
+      error.At("writing", JoinPath(folder, std::string(kMetadata))).Tensor(tensor->name);
       throw;
     }
   }

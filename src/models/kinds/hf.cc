@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "formats/safetensors/safetensors.h"
 #include "formats/safetensors/sharding.h"
+#include "formats/torch_dist/torch_dist.h"
 #include "formats/torch_pickle/torch_pickle.h"
 #include "models/kinds/hf_config.h"
 #include "models/kinds/hf_quantised.h"
@@ -27,8 +28,12 @@ constexpr WeightNames kSafetensors = {"safetensors", "model", ".safetensors", "m
 constexpr WeightNames kPickles = {"bin", "pytorch_model", ".bin", "pytorch_model.bin", "pytorch_model.bin.index.json"};
 constexpr WeightNames kNames[] = {kSafetensors, kPickles};  // as transformers looks for them
 
-constexpr std::string_view kWeights[] = {kSafetensors.format, kPickles.format};
-constexpr std::string_view kMarkers[] = {kSafetensors.index, kSafetensors.single, kPickles.index, kPickles.single};
+// A torch distributed checkpoint, in which tensors are called as in the model, all behind one prefix.
+constexpr std::string_view kDcp = "dcp", kDcpIndex = ".metadata", kEmbedding = "model.embed_tokens.weight";
+
+constexpr std::string_view kWeights[] = {kSafetensors.format, kPickles.format, kDcp};
+constexpr std::string_view kMarkers[] = {kSafetensors.index, kSafetensors.single, kPickles.index, kPickles.single,
+                                         kDcpIndex};
 
 // What comes along with the weights, byte for byte.
 constexpr std::string_view kCarried[] = {
@@ -68,8 +73,8 @@ bool IsIgnored(std::string_view name) {
 }
 
 bool Detect(Io& io, const std::string& folder) {
-  for (std::string_view name : kMarkers)
-    if (Exists(io, folder, name)) return true;
+  for (const WeightNames& names : kNames)
+    if (Exists(io, folder, names.single) || Exists(io, folder, names.index)) return true;
   return Exists(io, folder, "config.json") && !kTrtllm.detect(io, folder);  // which has one, too
 }
 
@@ -145,6 +150,8 @@ class HfReader {
       if (Exists(io_, folder_, names.single)) return ReadShard(std::string(names.single));
       if (Exists(io_, folder_, names.index)) return ReadShards(std::string(names.index));
     }
+    checkpoint_.format = kDcp;
+    if (Exists(io_, folder_, kDcpIndex)) return ReadDcp();
     NoWeights();
   }
 
@@ -192,6 +199,55 @@ class HfReader {
   std::vector<StoredTensor> ReadTensors(const std::string& path, uint32_t number, uint64_t max_tensors) {
     if (!IsTorchFile(path)) return safetensors::ReadFile(io_, path, number, options_.max_header, max_tensors);
     return torch_pickle::ReadStateDict(io_, path, number, {options_.max_header, max_tensors}, checkpoint_.ignored);
+  }
+
+  // The keys first, whose prefix says which of the tensors are wanted.
+  void ReadDcp() {
+    index_ = kDcpIndex;
+    const torch_pickle::Limits limits{options_.max_header, options_.max_tensors};
+    std::vector<std::string> keys;
+    torch_dist::Read(io_, folder_, limits, [&](std::string_view key) {
+      keys.emplace_back(key);
+      return false;
+    });
+    const std::string prefix = DcpPrefix(keys);
+    auto wanted = [&](std::string_view key) { return key.starts_with(prefix) && !IsOptimizer(key); };
+    torch_dist::Contents contents = torch_dist::Read(io_, folder_, limits, wanted);
+    for (StoredTensor& tensor : contents.tensors) {
+      tensor.name.erase(0, prefix.size());
+      checkpoint_.tensors.push_back(std::move(tensor));
+    }
+    for (const torch_dist::DataFile& file : contents.files) {
+      auto info = io_.Stat(file.path);
+      if (!info) throw Error(Code::kMismatch, "the file vanished while it was read").At("reading", file.path);
+      checkpoint_.files.push_back({file.path, file.relative, file.size, info->mtime_ns, info->inode});
+    }
+    for (std::string& key : keys)
+      if (!wanted(key)) checkpoint_.ignored.push_back(std::move(key));
+    std::move(contents.objects.begin(), contents.objects.end(), std::back_inserter(checkpoint_.ignored));
+    checkpoint_.name_prefix = prefix;
+  }
+
+  static bool IsOptimizer(std::string_view key) {
+    const std::string dotted = fmt::format(".{}", key);
+    return dotted.find(".optimizer.") != dotted.npos || dotted.find(".optim.") != dotted.npos;
+  }
+
+  // What stands before the embedding's name.
+  std::string DcpPrefix(const std::vector<std::string>& keys) const {
+    std::vector<std::string> prefixes;
+    for (const std::string& key : keys) {
+      const bool is_whole = key.size() == kEmbedding.size() || key.ends_with(fmt::format(".{}", kEmbedding));
+      if (is_whole && key.ends_with(kEmbedding) && !IsOptimizer(key))
+        prefixes.push_back(key.substr(0, key.size() - kEmbedding.size()));
+    }
+    if (prefixes.size() == 1) return prefixes[0];
+    throw Error(Code::kMismatch,
+                prefixes.empty()
+                    ? fmt::format("no key ends in {}, expected the names of a HuggingFace model", kEmbedding)
+                    : fmt::format("{} is there behind each of the prefixes '{}', expected one model", kEmbedding,
+                                  fmt::join(prefixes, "', '")))
+        .At("reading", JoinPath(folder_, index_));
   }
 
   safetensors::Index ReadIndex() {
@@ -294,6 +350,16 @@ FileLayout LayOutShard(const WeightNames& names, std::string path, std::vector<S
                                          : safetensors::LayOut(std::move(path), std::move(tensors), file);
 }
 
+void LayOutDcp(const std::vector<TensorSpec>& specs, std::vector<StoredTensor>& tensors,
+               std::vector<FileLayout>& files) {
+  std::vector<StoredTensor*> ordered;
+  for (size_t i : StateDictOrder(specs)) {
+    tensors[i].grid = tensors[i].shape;
+    ordered.push_back(&tensors[i]);
+  }
+  torch_dist::LayOut("", ordered, {}, files);
+}
+
 void LayOutWeights(const WeightNames& names, const std::vector<TensorSpec>& specs, uint64_t max_shard_size,
                    std::vector<StoredTensor>& tensors, std::vector<FileLayout>& files) {
   std::vector<size_t> order = StateDictOrder(specs);
@@ -374,7 +440,11 @@ LaidOut LayOut(Io&, const Checkpoint& source, const Model& model, const TargetOp
   AddCopies(source, out);
   // Weights count files from 0, and come before the marker; config.json is put before them at the end.
   const WeightNames& names = options.weights == kPickles.format ? kPickles : kSafetensors;
-  LayOutWeights(names, specs, options.max_shard_size, tensors, out.files);
+  if (options.weights == kDcp) {
+    LayOutDcp(specs, tensors, out.files);
+  } else {
+    LayOutWeights(names, specs, options.max_shard_size, tensors, out.files);
+  }
   std::string config = ConfigText(source, model, options, MainDtype(tensors), out);
   out.files.insert(out.files.begin(), LiteralFile("config.json", std::move(config)));
   for (StoredTensor& tensor : tensors)
@@ -393,7 +463,9 @@ std::vector<FileCopy> CarriedFiles(Io& io, const std::string& folder) {
 
 const Kind kHuggingFace = {
     .name = "hf",
-    .title = "HuggingFace folder: config.json, safetensors or PyTorch pickles, whole or in shards with an index",
+    .title =
+        "HuggingFace folder: config.json, safetensors or PyTorch pickles, whole or in shards with an index, or a "
+        "torch distributed checkpoint",
     .format = "safetensors",
     .layouts = &Block::hf,
     .name_prefix = "",
