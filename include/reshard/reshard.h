@@ -133,7 +133,6 @@ struct ConvertReport {
   uint64_t bytes_read = 0, bytes_written = 0, files = 0;
   uint64_t bytes_staged = 0;                                // of the target's data, by an earlier run or by tasks
   std::vector<std::pair<std::string, uint64_t>> overflows;  // tensor, finite values that became infinite
-  std::vector<std::string> notes;                           // what of an earlier run was of no use any more
 };
 
 // An opened source and the plan for its target. The constructor reads headers only and touches nothing.
@@ -144,6 +143,7 @@ class Conversion {
   ~Conversion();
   const PlanReport& plan() const;
   void ForEachPart(const std::function<void(const PartReport&)>& tell) const;  // in the order of the plan
+  void RefuseObstacles() const;  // throws what Run would, where the plan names an obstacle
   // Claims the target, moves the data, publishes; with a `task`, moves its share. See DESIGN: at every instant the
   // target is the old checkpoint, has no marker, or is the new one.
   ConvertReport Run();

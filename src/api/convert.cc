@@ -137,6 +137,7 @@ struct Conversion::State {
   Planned planned;
   ExecuteOptions execute;
   PlanReport report;
+  std::optional<Error> obstacle;
 
   State(ConvertOptions given, Io& files)
       : options(std::move(given)),
@@ -221,11 +222,16 @@ struct Conversion::State {
                                          HumanBytes(unpacked)));
   }
 
-  // What Run would refuse as things are now.
+  // What Run would refuse as things are now, and what it would discard.
   void FindObstacles() {
     try {
-      if (CheckTarget(io, TargetFolder()) && !options.discard) CheckSpace();
+      const Target folder = TargetFolder();
+      if (!CheckTarget(io, folder)) return;
+      for (const std::string& changes : OthersStaged(io, folder))
+        report.notes.push_back("--override discards what an earlier run has staged: " + changes);
+      if (!options.discard) CheckSpace();
     } catch (const Error& error) {
+      obstacle = error;
       report.obstacles.push_back(error.what());
     }
   }
@@ -259,7 +265,9 @@ struct Conversion::State {
     Json sources = Json::object();
     for (const SourceFile& file : planned.plan.sources)
       sources[file.relative] = {{"size", file.size}, {"mtime_ns", file.mtime_ns}, {"inode", file.inode}};
-    return {{"options", OptionsRecord()}, {"sources", sources}};
+    Json record = OptionsRecord();
+    record.erase("allow_overflow");  // with it, what is staged is published
+    return {{"options", record}, {"sources", sources}};
   }
 
   // Rows of a vocabulary that are no padding are not lost in silence.
@@ -334,9 +342,10 @@ struct Conversion::State {
     }
     throw Error(
         Code::kMismatch,
-        fmt::format("{} values of {} tensors are too large for {}, expected all to fit; another --dtype holds them, or "
-                    "--allow_overflow publishes what is staged",
-                    count, done.overflows.size(), options.dtype))
+        fmt::format(
+            "{} values of {} tensors are too large for {}, expected all to fit; --allow_overflow publishes what is "
+            "staged, another --dtype with --override begins anew",
+            count, done.overflows.size(), options.dtype))
         .At("casting", options.input)
         .Also(std::move(lines));
   }
@@ -489,13 +498,11 @@ struct Conversion::State {
 
   // Its share, for a run that publishes to find.
   ConvertReport RunTask() {
-    if (options.again) ForgetReceipt(io, Place());
+    if (options.again && TargetFolder().replace) ForgetReceipt(io, Place());
     const std::unique_ptr<Seat> seat = Join(io, TargetFolder(), execute.task);
     if (!seat) return Complete();
     CheckSpace();
-    ConvertReport result = ReportOf(Move(io, seat->folder(), JournalOf(TargetFolder())));
-    result.notes = seat->superseded();
-    return result;
+    return ReportOf(Move(io, seat->folder(), JournalOf(TargetFolder())));
   }
 
   ConvertReport Run() {
@@ -514,9 +521,7 @@ struct Conversion::State {
     RefuseOverflow(*done);
     if (options.verify) OrDiscard(*stage, [&] { VerifyFiles(stage->folder(), "nothing is published"); });
     stage->Publish(Receipt(*done));
-    ConvertReport result = ReportOf(*done);
-    result.notes = stage->superseded();
-    return result;
+    return ReportOf(*done);
   }
 };
 
@@ -526,6 +531,9 @@ Conversion::~Conversion() = default;
 const PlanReport& Conversion::plan() const { return state_->report; }
 void Conversion::ForEachPart(const std::function<void(const PartReport&)>& tell) const {
   for (const Part& part : state_->planned.plan.parts) tell(reshard::ReportOf(state_->planned.plan, part));
+}
+void Conversion::RefuseObstacles() const {
+  if (state_->obstacle) throw *state_->obstacle;
 }
 ConvertReport Conversion::Run() { return state_->Run(); }
 

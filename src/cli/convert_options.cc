@@ -63,7 +63,9 @@ std::vector<OptionRow> ConvertRows() {
          o.convert.weights = OneOf("--nemo_weights", v, {"zarr", "torch_dist", "ranks"});
        },
        "", "nemo nemo2"},
-      {"--override", "", kConvert, "replace what OUT holds, once the new checkpoint is complete",
+      {"--override", "", kConvert,
+       "replace what OUT holds, once the new checkpoint is complete;\nwhat another command has staged is discarded at "
+       "once",
        [](Options& o, const std::string&) { o.convert.replace = true; }},
       {"--verify", "", kConvert, "compare the result with the source before it is published",
        [](Options& o, const std::string&) { o.convert.verify = true; }},

@@ -111,10 +111,7 @@ LaunchRequest RequestOf(const Options& options, const ClusterConfig& config) {
 void TryHere(const Options& options, const ClusterConfig& config) {
   if (config.ssh || !options.launch.run_after.empty() || !PosixIo().Stat(options.convert.input)) return;
   if (!options.engine.empty()) CheckEngineFolder(options.engine, options.convert.input, options.convert.replace);
-  ConvertOptions convert = options.convert;
-  const Conversion conversion(convert);
-  const std::vector<std::string>& obstacles = conversion.plan().obstacles;
-  if (!obstacles.empty()) throw Error(Code::kAlreadyExists, obstacles[0]);
+  Conversion(options.convert).RefuseObstacles();
 }
 
 Json JobsJson(const Experiment& experiment) {

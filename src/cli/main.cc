@@ -178,7 +178,6 @@ int Convert(Options& options, Log& log, bool plan_only) {
     if (exit != 0) return exit;
   }
   ConvertReport report = RunStoppable(conversion);
-  for (const std::string& note : report.notes) log.Note(note);
   for (const auto& [tensor, count] : report.overflows)
     log.Note(fmt::format("tensor '{}': {} finite values became infinite", tensor, count));
   TellDone(options, plan, report, std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count(), log);

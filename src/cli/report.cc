@@ -19,7 +19,7 @@ namespace {
 // bears.
 std::string Printable(const std::string& text) {
   std::string safe = Visible(text, text.npos);
-  constexpr size_t kLongest = 400;
+  constexpr size_t kLongest = 1000;
   if (safe.size() > kLongest) safe = safe.substr(0, kLongest / 2) + "..." + safe.substr(safe.size() - kLongest / 4);
   return safe;
 }

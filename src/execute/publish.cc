@@ -24,6 +24,7 @@ constexpr char kPublishing[] = "publishing";
 constexpr char kTask[] = "task.";
 constexpr char kProgress[] = "progress.";
 constexpr uint64_t kMaxRecordBytes = 64 * kMiB;
+constexpr size_t kMostChanges = 5;  // that one line tells
 
 struct Places {
   Places(const TargetPlace& place, const std::string& plan_id)
@@ -272,6 +273,16 @@ void RefuseOldEntries(Io& io, const Target& target) {
   throw Error(Code::kAlreadyExists, found + "; " + target.remedy).At("writing", place.path());
 }
 
+// Without looking into a folder that a run has worked on.
+bool MayHaveWork(Io& io, const Target& target) {
+  const Places places(target.place, target.plan_id);
+  RefuseOddPlaces(io, places);
+  if (io.Stat(places.root)) return true;
+  if (IsComplete(io, target)) return false;
+  RefuseOldEntries(io, target);
+  return true;
+}
+
 // What MarkExecuted was given, where all the files it saw are staged still.
 std::optional<Json> ReadExecuted(Io& io, const Places& places, const Target& target) {
   return UnlessDamaged([&]() -> std::optional<Json> {
@@ -305,6 +316,8 @@ void AddChanges(const std::string& what, const Json& before, const Json& now, st
   for (const auto& [key, value] : before.items()) {
     if (!now.contains(key)) {
       changes.push_back(fmt::format("{} {} is gone", what, key));
+    } else if (value.is_object() && now.at(key).is_object()) {
+      AddChanges(fmt::format("{} {}:", what, key), value, now.at(key), changes);
     } else if (now.at(key) != value) {
       changes.push_back(fmt::format("{} {} was {} and is {}", what, key, value.dump(), now.at(key).dump()));
     }
@@ -314,32 +327,47 @@ void AddChanges(const std::string& what, const Json& before, const Json& now, st
 }
 
 // Why the staged data of another plan is of no use to this one.
-std::string Superseded(Io& io, const Target& target, const std::string& other) {
+std::string ChangesSince(Io& io, const Places& other, const Target& target) {
   const Json before = UnlessDamaged([&]() -> Json {
-    const std::string path = JoinPath(Places(target.place, other).plan, kRequest);
+    const std::string path = JoinPath(other.plan, kRequest);
     return io.Stat(path) ? ReadRecord(io, path) : Json();
   });
   std::vector<std::string> changes;
   for (const auto& [key, what] : {std::pair{"options", "the option"}, std::pair{"sources", "the source"}})
     if (before.is_object() && before.contains(key) && before.at(key).is_object())
       AddChanges(what, before.at(key), target.request.at(key), changes);
-  return fmt::format(
-      "what an earlier run had staged is deleted: {}",
-      changes.empty() ? "it is of another version or damaged" : fmt::format("{}", fmt::join(changes, "; ")));
-}
-
-// Deletes what earlier runs left in `.reshard`, but for one folder that is of use still.
-void DeleteLeftovers(Io& io, const Places& places, const OwnerLock& lock, const std::string& kept) {
-  for (const std::string& name : io.List(places.root)) {
-    if (name != kept && (IsPlanId(name) || lock.IsLeftover(name))) io.RemoveAll(JoinPath(places.root, name));
+  if (changes.empty()) return "it is of another version or damaged";
+  if (changes.size() > kMostChanges) {
+    const size_t more = changes.size() - kMostChanges;
+    changes.resize(kMostChanges);
+    changes.push_back(fmt::format("and {} more", more));
   }
+  return fmt::format("{}", fmt::join(changes, "; "));
 }
 
-std::vector<std::string> AllSuperseded(Io& io, const Target& target, const Places& places) {
-  std::vector<std::string> lines;
-  for (const std::string& name : io.List(places.root))
-    if (IsPlanId(name) && name != target.plan_id) lines.push_back(Superseded(io, target, name));
-  return lines;
+bool HoldsStaged(Io& io, const Places& places) { return io.Stat(places.files) && !io.List(places.files).empty(); }
+
+// Staged data goes only where that is asked for.
+void RefuseOthersStaged(Io& io, const Target& target) {
+  if (target.replace) return;
+  const std::vector<std::string> others = OthersStaged(io, target);
+  if (others.empty()) return;
+  throw Error(Code::kMismatch,
+              fmt::format("what an earlier run has staged is not of this command: {}, expected the same input and "
+                          "options; restore them, or give --override to discard what is staged and begin anew",
+                          fmt::join(others, "; ")))
+      .At("claiming", target.place.path());
+}
+
+// Deletes what earlier runs left in `.reshard`: of locks, and of plans but for `kept`. Data that another plan has
+// staged stays unless it is to be replaced.
+void DeleteLeftovers(Io& io, const Target& target, const OwnerLock& lock, const std::string& kept) {
+  const std::string root = Places(target.place, "").root;
+  for (const std::string& name : io.List(root)) {
+    const Places places(target.place, name);
+    const bool of_use = !target.replace && name != target.plan_id && HoldsStaged(io, places);
+    if (name != kept && ((IsPlanId(name) && !of_use) || lock.IsLeftover(name))) io.RemoveAll(places.plan);
+  }
 }
 
 // A folder that goes again unless it is kept, if it was made here: with all that is in it, or if it is empty.
@@ -391,35 +419,28 @@ void WriteRequest(Io& io, const Places& places, const Target& target) {
 
 class TakenSeat : public Seat {
  public:
-  TakenSeat(Io& io, const Places& places, TaskOf task, std::vector<std::string> superseded)
-      : folder_(places.files),
-        superseded_(std::move(superseded)),
-        lock_(io, JoinPath(places.plan, kTask + NameOf(task))) {}
+  TakenSeat(Io& io, const Places& places, TaskOf task)
+      : folder_(places.files), lock_(io, JoinPath(places.plan, kTask + NameOf(task))) {}
   const std::string& folder() const override { return folder_; }
-  const std::vector<std::string>& superseded() const override { return superseded_; }
 
  private:
   const std::string folder_;
-  const std::vector<std::string> superseded_;
   OwnerLock lock_;
 };
 
 class ClaimedStage : public Stage {
  public:
-  ClaimedStage(Io& io, Target target, std::unique_ptr<OwnerLock> lock, bool made_folder, std::optional<Json> executed,
-               std::vector<std::string> superseded)
+  ClaimedStage(Io& io, Target target, std::unique_ptr<OwnerLock> lock, bool made_folder, std::optional<Json> executed)
       : io_(io),
         target_(std::move(target)),
         places_(target_.place, target_.plan_id),
         lock_(std::move(lock)),
         made_folder_(made_folder),
-        executed_(std::move(executed)),
-        superseded_(std::move(superseded)) {
+        executed_(std::move(executed)) {
     WriteRequest(io_, places_, target_);
   }
 
   const std::string& folder() const override { return places_.files; }
-  const std::vector<std::string>& superseded() const override { return superseded_; }
   const std::optional<Json>& executed() const override { return executed_; }
 
   void MarkExecuted(const Json& record) override {
@@ -465,7 +486,6 @@ class ClaimedStage : public Stage {
   const std::unique_ptr<OwnerLock> lock_;
   const bool made_folder_;
   std::optional<Json> executed_;
-  const std::vector<std::string> superseded_;
 };
 
 }  // namespace
@@ -476,56 +496,64 @@ std::string ProgressOf(const Target& target, TaskOf task) {
   return JoinPath(Places(target.place, target.plan_id).plan, kProgress + NameOf(task));
 }
 
+std::vector<std::string> OthersStaged(Io& io, const Target& target) {
+  const std::string root = Places(target.place, "").root;
+  std::vector<std::string> others;
+  if (!io.Stat(root)) return others;
+  for (const std::string& name : io.List(root)) {
+    const Places other(target.place, name);
+    if (!IsPlanId(name) || name == target.plan_id || io.Stat(JoinPath(other.plan, kPublishing))) continue;
+    if (HoldsStaged(io, other)) others.push_back(ChangesSince(io, other, target));
+  }
+  return others;
+}
+
 bool CheckTarget(Io& io, const Target& target) {
-  const Places places(target.place, target.plan_id);
-  RefuseOddPlaces(io, places);
-  if (io.Stat(places.root)) return true;
-  if (IsComplete(io, target)) return false;
-  RefuseOldEntries(io, target);
+  if (!MayHaveWork(io, target)) return false;
+  RefuseOthersStaged(io, target);
   return true;
 }
 
 std::unique_ptr<Stage> Claim(Io& io, const Target& target) {
   // Nothing is written before it is known that there is something to do.
-  if (!CheckTarget(io, target)) return nullptr;
+  if (!MayHaveWork(io, target)) return nullptr;
   const Places places(target.place, target.plan_id);
   MadeFolder folder(io, target.place.folder()), root(io, places.root);
   auto lock = std::make_unique<OwnerLock>(io, places.root);
   RefuseTasks(io, places, *lock, {});
   RollForwardAll(io, target.place);
   if (IsComplete(io, target)) {
-    DeleteLeftovers(io, places, *lock, "");
+    DeleteLeftovers(io, target, *lock, "");
     return nullptr;
   }
   RefuseOldEntries(io, target);
+  RefuseOthersStaged(io, target);
   std::optional<Json> executed = ReadExecuted(io, places, target);
   if (!executed) io.RemoveAll(JoinPath(places.plan, kExecuted));  // what it says is not so
-  std::vector<std::string> superseded = AllSuperseded(io, target, places);
-  DeleteLeftovers(io, places, *lock, target.plan_id);
+  DeleteLeftovers(io, target, *lock, target.plan_id);
   MadeFolder plan(io, places.plan, MadeFolder::Contents::kAll);
-  auto stage = std::make_unique<ClaimedStage>(io, target, std::move(lock), folder.made(), std::move(executed),
-                                              std::move(superseded));
+  auto stage = std::make_unique<ClaimedStage>(io, target, std::move(lock), folder.made(), std::move(executed));
   for (MadeFolder* made : {&folder, &root, &plan}) made->Keep();
   return stage;
 }
 
 std::unique_ptr<Seat> Join(Io& io, const Target& target, TaskOf task) {
-  if (!CheckTarget(io, target)) return nullptr;
+  if (!MayHaveWork(io, target)) return nullptr;
   const Places places(target.place, target.plan_id);
   MadeFolder folder(io, target.place.folder()), root(io, places.root);
   OwnerLock lock(io, places.root, OwnerLock::Stay::kPassing);
   RefuseTasks(io, places, lock, task);
   RollForwardAll(io, target.place);
   if (IsComplete(io, target)) {
-    DeleteLeftovers(io, places, lock, "");
+    DeleteLeftovers(io, target, lock, "");
     return nullptr;
   }
   RefuseOldEntries(io, target);
-  std::vector<std::string> superseded = AllSuperseded(io, target, places);
-  DeleteLeftovers(io, places, lock, target.plan_id);
+  RefuseOthersStaged(io, target);
+  DeleteLeftovers(io, target, lock, target.plan_id);
   MadeFolder plan(io, places.plan, MadeFolder::Contents::kAll);
   WriteRequest(io, places, target);
-  auto seat = std::make_unique<TakenSeat>(io, places, task, std::move(superseded));
+  auto seat = std::make_unique<TakenSeat>(io, places, task);
   for (MadeFolder* made : {&folder, &root, &plan}) made->Keep();
   return seat;
 }

@@ -51,9 +51,6 @@ class Stage {
   // The folder for the staged files; it exists. What an earlier run of the same plan left there the journal knows.
   virtual const std::string& folder() const = 0;
 
-  // What earlier runs with other options or sources had staged, and was deleted: a line each that says what changed.
-  virtual const std::vector<std::string>& superseded() const = 0;
-
   // What MarkExecuted of an earlier run of the same plan was given, if all staged files are still there in their sizes:
   // the data needs not be moved again (a cast that overflowed, then --allow_overflow) if its hashes are right too.
   virtual const std::optional<Json>& executed() const = 0;
@@ -73,7 +70,6 @@ class Seat {
  public:
   virtual ~Seat() = default;
   virtual const std::string& folder() const = 0;  // for the staged files
-  virtual const std::vector<std::string>& superseded() const = 0;
 };
 
 // Where the journal of the target's plan is, and how far a run of it has come.
@@ -81,9 +77,13 @@ std::string JournalOf(const Target& target);
 std::string ProgressOf(const Target& target, TaskOf task);
 
 // Whether there is something to do, as far as can be told without touching anything: false where Claim would say
-// "already complete". Errors are Claim's. A folder that a run has worked on is not looked into: what lies there may be
-// its own, and only Claim can tell.
+// "already complete". Errors are Claim's. Of a folder that a run has worked on only what others have staged is looked
+// at: what else lies there may be its own, and only Claim can tell.
 bool CheckTarget(Io& io, const Target& target);
+
+// What runs with other options or sources have staged in the target, and nobody has begun to publish: a text each that
+// says what changed. A claim is refused because of it, or deletes it under `replace`.
+std::vector<std::string> OthersStaged(Io& io, const Target& target);
 
 // Claims the target for this plan. Before that, a publication that an earlier run began (its `publishing` record is
 // there) and no live run is at is rolled forward to its end. Then:
@@ -95,8 +95,9 @@ bool CheckTarget(Io& io, const Target& target);
 //   * another live run owns the target, or a task has its seat there: kAlreadyExists, with host and pid. An owner that
 //   is dead (same host and boot:
 //     no such process; same host, another boot; elsewhere: no heartbeat for 60 s) is taken over;
-//   * staging folders of other plans are deleted, that of this plan stays; anything else in `.reshard` is not ours, and
-//     stays, too.
+//   * another plan has staged data and not `replace`: kMismatch, says what changed and names --override;
+//   * the staging folders of other plans are deleted, that of this plan stays; anything else in `.reshard` is not ours,
+//     and stays, too.
 // A target folder that was made is gone again where claiming it fails.
 std::unique_ptr<Stage> Claim(Io& io, const Target& target);
 

@@ -240,7 +240,7 @@ TEST(Claim, KeepsWhatWasExecutedAndDeletesOtherLeftovers) {
     StageFiles(PosixIo(), *stage, Hf("new"));
     stage->MarkExecuted({{"overflows", 3}});
   }
-  Spit(scratch / "out/.reshard/fedcba9876543210/files/config.json", "left");
+  Spit(scratch / "out/.reshard/fedcba9876543210/request", "left, with nothing staged");
   Spit(scratch / "out/.reshard/claim.0", "left");
   Spit(scratch / "out/.reshard/notes", "somebody's");
   {
@@ -248,17 +248,129 @@ TEST(Claim, KeepsWhatWasExecutedAndDeletesOtherLeftovers) {
     ASSERT_TRUE(stage->executed());
     EXPECT_EQ(*stage->executed(), (Json{{"overflows", 3}}));
     EXPECT_THAT(PosixIo().List(scratch / "out/.reshard"), testing::ElementsAre(kPlan, "notes", "owner"));
-    EXPECT_THAT(stage->superseded(), testing::ElementsAre(HasSubstr("of another version or damaged")));
     Spit(JoinPath(stage->folder(), "config.json"), "cut");
   }
   {
     const auto stage = Claim(PosixIo(), target);
     EXPECT_FALSE(stage->executed());
-    EXPECT_THAT(stage->superseded(), IsEmpty());
     EXPECT_THAT(PosixIo().List(stage->folder()), Not(IsEmpty()));  // for the journal to judge
     StageFiles(PosixIo(), *stage, Hf("new"));
   }
   EXPECT_FALSE(Claim(PosixIo(), target)->executed());  // staged, but never marked
+}
+
+// A target in which a run of another plan was stopped, and what that one was asked for.
+constexpr char kOtherPlan[] = "fedcba9876543210";
+
+Json RequestOf(const char* dtype, uint64_t size) {
+  return {{"options", {{"dtype", dtype}, {"trtllm", {{"tp_size", size}, {"pp_size", 1}}}}},
+          {"sources", {{"a", {{"size", size}, {"inode", 7}}}, {"b", {{"size", 1}}}}}};
+}
+
+void StageOther(const std::string& folder) {
+  Target other = TargetFor(folder, Hf("other"));
+  other.plan_id = kOtherPlan;
+  other.request = RequestOf("bf16", 1);
+  StageFiles(PosixIo(), *Claim(PosixIo(), other), Hf("other"));
+}
+
+// All files below a folder, in any place.
+Files AllBelow(const std::string& folder) {
+  Files files;
+  for (const auto& entry : fs::recursive_directory_iterator(folder))
+    if (entry.is_regular_file()) files[fs::relative(entry.path(), folder).string()] = Slurp(entry.path().string());
+  return files;
+}
+
+TEST(Claim, RefusesWhatAnotherPlanHasStagedAndSaysWhatChanged) {
+  const ScratchFolder scratch;
+  StageOther(scratch / "out");
+  const Files before = AllBelow(scratch / "out");
+  Target target = TargetFor(scratch / "out", Hf("new"));
+  target.request = RequestOf("fp16", 2);
+  target.request["sources"].erase("b");
+  target.request["sources"]["c"] = {{"size", 1}};
+  const std::function<void()> calls[] = {[&] { Claim(PosixIo(), target); },
+                                         [&] {
+                                           Join(PosixIo(), target, {1, 2});
+                                         },
+                                         [&] { CheckTarget(PosixIo(), target); }};
+  for (const auto& call : calls) {
+    const Error error = ErrorOf(call);
+    EXPECT_EQ(error.code(), Code::kMismatch);
+    EXPECT_EQ(error.path(), scratch / "out");
+    EXPECT_THAT(error.what(),
+                HasSubstr("the option dtype was \"bf16\" and is \"fp16\"; the option trtllm: tp_size was 1 and is 2; "
+                          "the source a: size was 1 and is 2; the source b is gone; the source c is new, expected"));
+    EXPECT_THAT(error.what(), HasSubstr("--override"));
+    EXPECT_EQ(AllBelow(scratch / "out"), before);
+  }
+  // The one that was stopped goes on.
+  target.plan_id = kOtherPlan;
+  EXPECT_FALSE(PosixIo().List(Claim(PosixIo(), target)->folder()).empty());
+}
+
+TEST(Claim, BeginsAnewUnderOverride) {
+  const ScratchFolder scratch;
+  StageOther(scratch / "out");
+  Target target = TargetFor(scratch / "out", Hf("new"), true);
+  target.request = RequestOf("bf16", 2);
+  EXPECT_TRUE(CheckTarget(PosixIo(), target));
+  EXPECT_THAT(OthersStaged(PosixIo(), target),
+              testing::ElementsAre("the option trtllm: tp_size was 1 and is 2; the source a: size was 1 and is 2"));
+  EXPECT_TRUE(Claim(PosixIo(), target));
+  EXPECT_FALSE(fs::exists(scratch / "out/.reshard" / fs::path(kOtherPlan)));
+  EXPECT_THAT(OthersStaged(PosixIo(), target), IsEmpty());
+}
+
+TEST(Claim, DoesNotTellEveryChange) {
+  const ScratchFolder scratch;
+  StageOther(scratch / "out");
+  Target target = TargetFor(scratch / "out", Hf("new"));
+  target.request = {{"options", Json::object()}, {"sources", Json::object()}};
+  for (int i = 0; i < 100; ++i) target.request["sources"][std::to_string(i)] = 0;
+  const std::vector<std::string> others = OthersStaged(PosixIo(), target);
+  ASSERT_EQ(others.size(), 1u);
+  EXPECT_THAT(others[0], HasSubstr("; and 99 more"));  // two options and two sources are gone
+}
+
+TEST(Claim, TakesAStageWithoutARecordForOneOfAnotherVersion) {
+  const ScratchFolder scratch;
+  Spit(scratch / "out/.reshard" / fs::path(kOtherPlan) / "files/config.json", "left");
+  const Error error = ErrorOf([&] { Claim(PosixIo(), TargetFor(scratch / "out", Hf("new"))); });
+  EXPECT_EQ(error.code(), Code::kMismatch);
+  EXPECT_THAT(error.what(), HasSubstr("it is of another version or damaged"));
+}
+
+TEST(Claim, KeepsWhatAnotherPlanHasStagedWhereItsOwnIsComplete) {
+  const ScratchFolder scratch;
+  const Target target = TargetFor(scratch / "out", Hf("new"));
+  Convert(PosixIo(), target, Hf("new"));
+  Target other = TargetFor(scratch / "out", Hf("other"), true);
+  other.plan_id = kOtherPlan;
+  StageFiles(PosixIo(), *Claim(PosixIo(), other), Hf("other"));
+  const Files before = AllBelow(scratch / "out");
+  EXPECT_FALSE(Claim(PosixIo(), target));
+  EXPECT_FALSE(Join(PosixIo(), target, {0, 2}));
+  EXPECT_EQ(AllBelow(scratch / "out"), before);
+}
+
+TEST(Claim, ThatIsRefusedLosesNothingWhereACallFails) {
+  const ScratchFolder scratch;
+  StageOther(scratch / "out");
+  const Files before = AllBelow(scratch / "out/.reshard" / fs::path(kOtherPlan));
+  Target target = TargetFor(scratch / "out", Hf("new"));
+  target.request = RequestOf("fp16", 1);
+  uint64_t call = 0;
+  for (bool more = true; more;) {
+    FaultyIo io(PosixIo());
+    io.FailAt(++call, EIO);
+    ErrorOf([&] { Claim(io, target); });
+    more = io.calls() >= call;
+    EXPECT_EQ(AllBelow(scratch / "out/.reshard" / fs::path(kOtherPlan)), before) << "call " << call;
+    LetOwnersDie(scratch / "out");
+  }
+  EXPECT_GT(call, 20u);
 }
 
 TEST(Claim, LeavesNoTraceWhereACallFails) {

@@ -79,12 +79,15 @@ TEST(Seat, KeepsWhatIsStagedForTheRunThatPublishes) {
   EXPECT_FALSE(Join(PosixIo(), TargetIn(scratch), {1, 2}));
 }
 
-TEST(Seat, SaysWhatChangedAndDeletesIt) {
+TEST(Seat, DeletesWhatAnotherPlanHasStagedUnderOverride) {
   const ScratchFolder scratch;
   StageBoth(Join(PosixIo(), TargetIn(scratch, kOtherPlan), {0, 2})->folder());
-  const auto seat = Join(PosixIo(), TargetIn(scratch), {0, 2});
-  ASSERT_THAT(seat->superseded(), SizeIs(1));
-  EXPECT_THAT(seat->superseded()[0], HasSubstr("dtype was \"fedcba9876543210\" and is \"0123456789abcdef\""));
+  Target target = TargetIn(scratch);
+  target.replace = true;
+  ASSERT_THAT(OthersStaged(PosixIo(), target), SizeIs(1));
+  EXPECT_EQ(OthersStaged(PosixIo(), target)[0],
+            "the option dtype was \"fedcba9876543210\" and is \"0123456789abcdef\"");
+  const auto seat = Join(PosixIo(), target, {0, 2});
   EXPECT_THAT(PosixIo().List(seat->folder()), IsEmpty());
   EXPECT_FALSE(fs::exists(scratch / "out/.reshard" / fs::path(kOtherPlan)));
 }

@@ -291,11 +291,22 @@ def test_the_same_command_goes_on(large, large_converted, tmp_path, number):
     shutil.rmtree(target)
 
 
-def test_another_command_says_what_changed_and_starts_again(large, tmp_path):
+def staged_files(target):
+    """What is staged, and when it was written to."""
+    return {path.name: path.stat().st_mtime_ns for path in target.glob(".reshard/*/files/**/*")}
+
+
+def test_another_command_says_what_changed_and_begins_anew_where_that_is_asked_for(large, tmp_path):
     target = tmp_path / "out"
     stopped(large, target, signal.SIGKILL)
-    result = convert(large, target, *TO_NEMO)
-    assert 'what an earlier run had staged is deleted: the option dtype was "fp32" and is ""' in result.err, result
+    before = staged_files(target)
+    changed = r'an earlier run has staged{}: the option dtype was "fp32" and is ""'
+    assert_refused(run("convert", large, target, *TO_NEMO), (6,), changed.format(" is not .*"), "begin anew")
+    obstacle, = json.loads(run("plan", large, target, *TO_NEMO, "--json").out)["obstacles"]
+    assert re.search(changed.format(" is not .*"), obstacle)
+    assert before and staged_files(target) == before
+    result = convert(large, target, *TO_NEMO, "--override")
+    assert re.search("--override discards what " + changed.format(""), result.err), result
     convert(large, tmp_path / "reference", *TO_NEMO)
     assert hashes(target) == hashes(tmp_path / "reference")
     for folder in ("out", "reference"):
@@ -305,9 +316,16 @@ def test_another_command_says_what_changed_and_starts_again(large, tmp_path):
 def test_a_source_that_changed_is_not_mixed_with_what_was_staged(large, large_converted, tmp_path):
     target = tmp_path / "out"
     stopped(large, target, signal.SIGKILL)
-    os.utime(large / "model.safetensors")
-    result = convert(large, target, *SLOWLY, "--json")
-    assert re.search(r"the source model\.safetensors was \{.*\} and is \{", result.err), result
+    before = large / "model.safetensors"
+    was = before.stat().st_mtime_ns
+    os.utime(before)
+    changed = r"the source model\.safetensors: mtime_ns was \d+ and is \d+"
+    assert_refused(run("convert", large, target, *SLOWLY), (6,), changed, "restore")
+    os.utime(before, ns=(was, was))
+    assert json.loads(run("plan", large, target, *SLOWLY, "--json").out)["obstacles"] == []
+    os.utime(before)
+    result = convert(large, target, *SLOWLY, "--json", "--override")
+    assert re.search(changed, result.err), result
     assert json.loads(result.out)["bytes_read"] >= (large / "model.safetensors").stat().st_size * 0.99
     assert hashes(target) == large_converted
     shutil.rmtree(target)
@@ -379,7 +397,7 @@ def test_second_converter_on_one_target_is_refused(large, tmp_path):
     first.send_signal(signal.SIGSTOP)
     try:
         second = run("convert", large, target, *SLOWLY)
-        other = run("convert", large, target, *TO_NEMO, "--override")
+        other = run("convert", large, target, *TO_NEMO, "--override", "--quiet")
     finally:
         first.send_signal(signal.SIGCONT)
     for refused in (second, other):

@@ -241,7 +241,8 @@ def damage_what_is_staged(target):
 def test_staged_data_is_not_published_for_another_model(staged, tmp_path):
     other = overflowing(tmp_path / "other", seed=8)
     convert(other, tmp_path / "reference", *TO_FP16, "--allow_overflow")
-    convert(other, tmp_path / "out", *TO_FP16, "--allow_overflow")
+    assert_refused(run("convert", other, tmp_path / "out", *TO_FP16, "--allow_overflow"), (6,), "--override")
+    convert(other, tmp_path / "out", *TO_FP16, "--allow_overflow", "--override")
     assert hashes(tmp_path / "out") == hashes(tmp_path / "reference")
 
 

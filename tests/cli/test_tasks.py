@@ -58,10 +58,24 @@ def test_finished_command_run_again(source, tmp_path):
     assert "already complete" in result.err
 
 
-def test_other_options_for_one_task_say_what_changed(source, tmp_path):
-    convert(source, tmp_path / "out", *TO_NEMO, "--convert_tasks=2", "--convert_task=0")
-    result = convert(source, tmp_path / "out", *TO_NEMO, "--dtype=fp32", "--convert_tasks=2", "--convert_task=1")
-    assert re.search(r"the option dtype was \"\" and is \"fp32\"", result.err), result
+@pytest.mark.parametrize("words", [("--convert_tasks=2", "--convert_task=1"), ("--convert_tasks=3",), ()],
+                         ids=["a task", "all tasks", "what publishes"])
+def test_other_options_say_what_changed(source, tmp_path, words):
+    """And nothing is mixed: neither by one of the tasks nor by who comes after them."""
+    def other(*more):
+        return run("convert", source, tmp_path / "out", *TO_NEMO, "--dtype=fp32", *words, *more)
+    for task in (0, 1):
+        convert(source, tmp_path / "out", *TO_NEMO, "--convert_tasks=2", f"--convert_task={task}")
+    staged = hashes(next(tmp_path.glob("out/.reshard/*/files")))
+    changed = r'the option dtype was "" and is "fp32"'
+    assert_refused(result := other(), (6,), changed, "--override")
+    assert result.err.count("error:") == 1
+    assert hashes(next(tmp_path.glob("out/.reshard/*/files"))) == staged
+    result = other("--override")
+    assert result.code == 0 and len(re.findall(changed, result.err)) == 1, result
+    convert(source, tmp_path / "out", *TO_NEMO, "--dtype=fp32")
+    convert(source, tmp_path / "reference", *TO_NEMO, "--dtype=fp32")
+    assert hashes(tmp_path / "out") == hashes(tmp_path / "reference")
 
 
 def test_an_error_is_told_once(source, tmp_path):

@@ -170,43 +170,62 @@ def test_the_same_with_another_number_of_tasks(large, expected):
     assert checkpoint(large.data / "out") == expected
 
 
-def halve(site, **options):
-    """A conversion that was killed at work."""
-    launched = site.launch_convert(**options)
-    os.kill(site.halt_at(100 << 20), signal.SIGKILL)
-    job, = launched.ended()
-    assert job["JobState"] == "FAILED"
+def halve(site, *words):
+    """A conversion one of whose tasks was killed at work."""
+    launched = site.launch_convert(*words)
+    os.kill(site.halt_at(50 << 20), signal.SIGKILL)
+    assert "FAILED" in {job["JobState"] for job in launched.ended()}
 
 
-def outcome(site, *words):
-    """Exit code and messages of the launch where it fails, else of its job."""
-    launched = site.launch_convert(*words, code=None)
-    if launched.result.code:
-        return launched.result.code, launched.result.err
-    job, = launched.ended()
-    logs = (site.data / "out" / "conversion-logs").glob(f"*_{job['JobId']}_*")
-    return int(job["ExitCode"].split(":")[0]), "".join(path.read_text() for path in logs)
+def assert_refused(site, changed, *words):
+    """By the command that submits, by every job where it cannot look itself, and by the one that publishes."""
+    before = staged(site)
+    assert before
+    result = site.convert(*words, code=6)
+    assert changed in result.err and "--override" in result.err, result
+    launches = [site.launch_convert(*words, "--run_after=conversion")]
+    if any("--convert_tasks" in word for word in words):
+        launches.append(site.launch("commit", "conversion", name="reshard"))
+    for launched in launches:
+        jobs = launched.ended()
+        assert {job["ExitCode"] for job in jobs if job["JobState"] != "CANCELLED"} == {"6:0"}, launched.report()
+        said = logs_of(site, launched)
+        assert changed in said and "--override" in said, launched.report()
+    assert staged(site) == before
 
 
-def test_an_input_that_changed_is_told(site, large_model):
+def logs_of(site, launched):
+    logs = site.data / "out" / "conversion-logs"
+    return "".join(path.read_text() for job in launched.jobs() for path in sorted(logs.glob(f"*_{job['JobId']}_*")))
+
+
+def staged(site):
+    return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in site.data.glob("out/.reshard/*/files/**/*")}
+
+
+@pytest.mark.parametrize("words", [(), ("--convert_tasks=2",)], ids=["alone", "tasks"])
+def test_an_input_that_changed_is_told(site, large_model, words):
     """And nothing of it is mixed with what was staged before."""
     shutil.copytree(large_model, site.data / "in")
     site.write_config()
-    halve(site)
+    halve(site, *words)
     changed = site.data / "in" / "model-00002-of-00005.safetensors"
     header, data = launching.tiny_model.split_safetensors(changed)
     header["__metadata__"]["changed"] = "yes"
     launching.tiny_model.write_raw(changed, launching.tiny_model.header_text(header), data)
-    code, said = outcome(site)
-    assert code == 0 and changed.name in said and "earlier run" in said, said
+    told = f"the source {changed.name}: size was"
+    assert_refused(site, told, *words)
+    launched = site.launch_convert(*words, "--override")
+    launched.completed()
+    assert f"--override discards what an earlier run has staged: {told}" in logs_of(site, launched)
     site.convert(source=site.data / "in", target=site.data / "alone", cluster=None)
     assert checkpoint(site.data / "out") == checkpoint(site.data / "alone")
 
 
 def test_another_option_is_told(large):
     halve(large)
-    code, said = outcome(large, "--dtype=fp32")
-    assert code == 0 and "dtype" in said and "earlier run" in said, said
+    assert_refused(large, 'the option dtype was "bf16" and is "fp32"', "--dtype=fp32")
+    large.launch_convert("--dtype=fp32", "--override").completed()
     large.convert("--dtype=fp32", source=large.data / "in", target=large.data / "alone", cluster=None)
     assert checkpoint(large.data / "out") == checkpoint(large.data / "alone")
 
