@@ -10,6 +10,7 @@ import launching
 import pytest
 from slurm_site import bytes_written, go_on
 from program import assert_nothing_published, files, hashes, reshard
+from renames import killed_before_rename
 
 KILLS = 20 if os.environ.get("RESHARD_TEST_ALL") == "1" else 4
 MODEL = launching.tiny_model.config(hidden_size=256, intermediate_size=512, num_attention_heads=8,
@@ -262,6 +263,26 @@ def test_a_last_job_that_dies_is_submitted_again(large, expected):
     again = large.launch("commit", "conversion", name="reshard")
     again.completed()
     assert checkpoint(large.data / "out") == expected
+
+
+def test_a_publication_that_was_killed_is_ended_by_a_job(llama):
+    """`reshard commit NAME` after half of the files were renamed."""
+    here = {"source": llama.data / "in", "cluster": None}
+    llama.convert(target=llama.data / "alone", **here)
+    launched = llama.launch_convert("--convert_tasks=2", "--sbatch_kwargs={\"hold\": true}")
+    tasks, commit = launched.id, launched.jobs("conversion-commit")[0]["JobId"]
+    llama.cluster.run("scancel", commit)
+    llama.cluster.run("scontrol", "release", tasks)
+    launched.ended()
+    words = llama.convert("--dry_run", target=llama.data / "out", **here).command
+    half = len(checkpoint(llama.data / "alone")) // 2
+    words.remove("--dry_run")
+    assert killed_before_rename(half, *words, cwd=llama.cwd, env=llama.env)
+    assert not published(llama.data / "out") and checkpoint(llama.data / "out")
+    again = llama.launch("commit", "conversion", name="reshard")
+    llama.cluster.run("scontrol", "release", again.id)
+    again.completed()
+    assert checkpoint(llama.data / "out") == checkpoint(llama.data / "alone")
 
 
 def test_shares_are_done_without_publishing(large, expected):
