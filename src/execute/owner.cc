@@ -261,11 +261,11 @@ void OwnerLock::StopHeartbeat() {
 }
 
 void OwnerLock::Release() {
-  if (!heartbeat_.joinable()) return;
-  StopHeartbeat();
-  if (!Held()) return;
+  if (heartbeat_.joinable()) StopHeartbeat();
+  if (released_ || !Held()) return;
   // The first name first: a run that makes a later one now finds that the chain does not lead to it.
   for (const std::string& name : names_) io_.RemoveAll(JoinPath(folder_, name));
+  released_ = true;
   io_.RemoveEmptyDirectory(folder_);
 }
 

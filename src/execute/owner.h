@@ -33,7 +33,7 @@ class OwnerLock {
   // Makes the folder too. kAlreadyExists, with host and pid, where a live run owns it and stays: this process is one as
   // well.
   OwnerLock(Io& io, std::string folder, Stay stay = Stay::kLong);
-  ~OwnerLock();  // releases, and ignores failures: what is left then is a dead owner
+  ~OwnerLock();  // releases, and ignores failures: what is left then is a dead owner as soon as this process ends
 
   // The error of the constructor where a live run owns another folder on the same file system.
   void RefuseIfOwned(const std::string& folder);
@@ -41,7 +41,7 @@ class OwnerLock {
   // False once another run has taken the folder over, which found this one silent for too long.
   bool Held();
 
-  // Removes the chain, and the folder if nothing else is in it. Calls after the first do nothing.
+  // Removes the chain, and the folder if nothing else is in it. Does nothing once it has done so.
   void Release();
 
   // The names in the folder that belong to the lock.
@@ -60,6 +60,7 @@ class OwnerLock {
   const std::string folder_, token_, text_;
   std::unique_ptr<File> file_;  // of the heartbeat; open, because a path may be somebody else's by then
   std::vector<std::string> names_;
+  bool released_ = false;
 
   std::mutex mutex_;
   std::condition_variable wake_;

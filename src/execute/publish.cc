@@ -554,6 +554,7 @@ std::unique_ptr<Seat> Join(Io& io, const Target& target, TaskOf task) {
   MadeFolder plan(io, places.plan, MadeFolder::Contents::kAll);
   WriteRequest(io, places, target);
   auto seat = std::make_unique<TakenSeat>(io, places, task);
+  lock.Release();  // all others wait for it
   for (MadeFolder* made : {&folder, &root, &plan}) made->Keep();
   return seat;
 }

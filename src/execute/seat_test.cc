@@ -1,12 +1,14 @@
 // Seats of tasks in a target.
 #include <gmock/gmock.h>
 
+#include <cerrno>
 #include <filesystem>
 #include <thread>
 
 #include "base/error.h"
 #include "execute/owner.h"
 #include "execute/publish.h"
+#include "tests/fault/faulty_io.h"
 #include "tests/fault/scratch_folder.h"
 
 namespace reshard {
@@ -115,6 +117,23 @@ TEST(OwnerLock, IsWaitedForWhileItIsPassing) {
   EXPECT_TRUE(lock.Held());
   EXPECT_THAT(RefusalOf([&] { OwnerLock(PosixIo(), scratch / "lock", OwnerLock::Stay::kPassing); }),
               HasSubstr("another run owns it"));
+}
+
+// It would keep all others waiting for as long as the task is at work.
+TEST(Seat, IsNotTakenWhileItsClaimIsLeftBehind) {
+  bool more = true;
+  for (uint64_t call = 1; more; ++call) {
+    const ScratchFolder scratch(ScratchFolder::InMemory());
+    FaultyIo io(PosixIo());
+    io.FailAt(call, EIO);
+    try {
+      const auto seat = Join(io, TargetIn(scratch), {0, 2});
+      EXPECT_FALSE(fs::exists(scratch / "out/.reshard/owner")) << "call " << call;
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), Code::kIo) << error.what();
+    }
+    more = io.calls() >= call;
+  }
 }
 
 // Many at once: each gets its seat.
