@@ -73,6 +73,8 @@ class Execution {
   uint64_t MissingBytes() const;
   void MakeFolders();
   void CheckFiles();
+  bool IsFresh(size_t file) const;
+  void ForgetGone();
   void MakeFiles();
   void MakeFile(size_t file);
   void Hash(size_t file, std::byte* buffer, const Turn* turn);
@@ -350,6 +352,7 @@ Execution::Execution(const Plan& plan, const std::string& staging, Io& io, const
 ExecuteReport Execution::Perform() {
   MakeFolders();
   CheckFiles();
+  ForgetGone();
   MakeFiles();
   if (journal_) marks_.emplace(io_, staging_, *journal_);
   OpQueue(plan_.parts, MissingBytes(), options_).Run(limit_.workers, [this](Turn& turn) {
@@ -379,6 +382,26 @@ void Execution::CheckFiles() {
   journals_.Check(inodes_);
 }
 
+// Whether a journal is kept and does not know the file, or no longer.
+bool Execution::IsFresh(size_t file) const {
+  return journal_ && (inodes_[file] == 0 || journal_->InodeOf(file) != inodes_[file]);
+}
+
+// A new file may have the inode of one that is gone. So it is not made before what journals say of that one is void, on
+// the disk as well: there they are believed up to their last mark.
+void Execution::ForgetGone() {
+  bool known = journals_.deleted();
+  for (size_t file = 0; file < plan_.files.size(); ++file) {
+    if (!shares_.Has(self(), file) || !IsFresh(file)) continue;
+    journal_->AddFile(file, 0);
+    known = known || journal_->InodeOf(file).value_or(0) != 0;
+  }
+  if (!known) return;
+  const uint64_t records = journal_->count();
+  WriteBack([&] { io_.SyncFileSystem(staging_); });
+  journal_->AddSynced(records);
+}
+
 void Execution::MakeFiles() {
   for (size_t file = 0; file < plan_.files.size(); ++file)
     if (shares_.Has(self(), file)) MakeFile(file);
@@ -390,8 +413,6 @@ void Execution::MakeFiles() {
 void Execution::MakeFile(size_t file) {
   if (journals_.HashOf(file)) return;  // it is complete, checksums too
   const FileLayout& layout = plan_.files[file];
-  const bool fresh = journal_ && (inodes_[file] == 0 || journal_->InodeOf(file) != inodes_[file]);
-  if (fresh) journal_->AddFile(file, 0);  // a new file may have the inode of the one that is gone
   std::shared_ptr<File> open = files_.Get(plan_.sources.size() + file);
   CheckStop(options_);
   open->Truncate(layout.size);
@@ -404,7 +425,7 @@ void Execution::MakeFile(size_t file) {
     };
     shares_.ForEachSlice(file, literal.offset, literal.offset + literal.bytes.size(), write);
   }
-  if (fresh) journal_->AddFile(file, open->Info().inode);
+  if (IsFresh(file)) journal_->AddFile(file, open->Info().inode);
 }
 
 // Hashes a file that has all its data, through a buffer of kIoBuffer bytes, and fills in its checksums. One that is cut

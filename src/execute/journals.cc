@@ -82,6 +82,7 @@ void Journals::Check(const std::vector<uint64_t>& inodes) {
                                 plan_.files[gone].size))
             .At("reading", plan_.files[gone].path);
       io_.RemoveAll(JournalOf(path_, {it->first, count}));
+      deleted_ = true;
       it = group.journals.erase(it);
     }
   }

@@ -31,6 +31,8 @@ class Journals {
   // journals.
   void Check(const std::vector<uint64_t>& inodes);
 
+  bool deleted() const { return deleted_; }  // whether Check has deleted one
+
   // Whether all that is to be written here of an op was written. Not after the own journal has been written to.
   bool IsDone(uint64_t number, const Op& op) const;
   uint64_t OverflowsOf(uint64_t number) const;  // of an op that is done
@@ -56,6 +58,7 @@ class Journals {
   std::map<uint32_t, Group> groups_;  // by the number of tasks
   Journal* own_ = nullptr;
   std::optional<std::vector<uint64_t>> inodes_;
+  bool deleted_ = false;
 };
 
 // The path of a task's journal beside that of a run alone.

@@ -243,6 +243,11 @@ class ConversionFault : public testing::TestWithParam<Case> {
     EXPECT_FALSE(io.Stat(JoinPath(kOut, ".reshard")));
   }
 
+  static std::string PlanFolder(Io& io) {
+    const std::string root = JoinPath(kOut, ".reshard");
+    return JoinPath(root, io.List(root).at(0));
+  }
+
   static uint64_t points_;
   Files source_, old_, new_, whole_;
 };
@@ -278,6 +283,41 @@ TEST_P(ConversionFault, MayBeFollowedByAnother) {
       ExpectTheNextRunEndsIt(disk);
       if (HasFailure()) return;
       if (!more) break;
+    }
+  }
+}
+
+// A deletion that was cut has left a journal that says all is done, and new files get the inodes of those that are
+// gone.
+TEST_P(ConversionFault, DoesNotTakeANewFileForOneThatIsGone) {
+  ConvertOptions options = Options();
+  options.tasks = 2;
+  auto run = [&](Io& io, std::optional<uint32_t> task) {
+    options.task = task;
+    Conversion(options, io).Run();
+  };
+  for (const std::optional<uint32_t> task : {std::optional<uint32_t>(0), std::optional<uint32_t>()}) {
+    uint64_t n = 1;
+    for (bool more = true; more; n += TryAll() ? 1 : 11) {
+      SCOPED_TRACE(std::string(task ? "a task" : "a run alone") + ", loss of power at call " + std::to_string(n));
+      ++points_;
+      VolatileIo disk(n);
+      Prepare(disk);
+      for (const uint32_t earlier : {0, 1}) run(disk, earlier);
+      const std::string plan = PlanFolder(disk);
+      for (const char* name : {"files", "journal.1-of-2"}) disk.RemoveAll(JoinPath(plan, name));
+      disk.SyncFileSystem(kOut);
+      FaultyIo io(disk);
+      io.KillAt(n);
+      try {
+        run(io, task);
+      } catch (const Killed&) {
+      }
+      more = io.calls() >= n;
+      disk.LosePower();
+      run(disk, std::nullopt);
+      ExpectWhole(disk);
+      if (HasFailure()) return;
     }
   }
 }
