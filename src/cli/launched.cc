@@ -348,6 +348,7 @@ int RunLaunch(const Options& options, const ClusterConfig& config, Log& log) {
 
 int RunStatus(const Options& options, Log& log) {
   const std::vector<Status> statuses = StatusesOf(options.paths, log);
+  if (statuses.empty()) log.Note(fmt::format("no experiments in {}", JoinPath(Home(), "experiments")));
   Json json = Json::array();
   std::string text;
   for (const Status& status : statuses) {

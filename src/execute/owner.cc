@@ -145,7 +145,7 @@ Error Owned(const Chain& chain, const std::string& folder) {
              Code::kAlreadyExists,
              fmt::format("another run owns it (process {} on host {}), expected no other; wait for it, or delete {} if "
                          "it runs no longer",
-                         chain.last->pid, chain.last->host, chain.names.back()))
+                         chain.last->pid, chain.last->host, JoinPath(folder, chain.names.back())))
       .At("claiming", folder);
 }
 

@@ -453,6 +453,7 @@ TEST(Owner, IsRefusedWhileAliveWhateverThePlan) {
     const Error error = ErrorOf([&] { Claim(PosixIo(), target); });
     EXPECT_EQ(error.code(), Code::kAlreadyExists);
     EXPECT_THAT(error.what(), HasSubstr("process " + std::to_string(getpid()) + " on host "));
+    EXPECT_THAT(error.what(), HasSubstr("or delete " + scratch / "out/.reshard/owner" + " if it runs no longer"));
   }
   EXPECT_THAT(PosixIo().List(scratch / "out/.reshard"), testing::ElementsAre(kPlan, "owner"));
 }

@@ -22,7 +22,7 @@ int RunTasks(const LocalTasks& run) {
   for (unsigned task = 0; task < run.tasks; ++task) {
     std::vector<std::string> words = {run.program, "convert", fmt::format("--convert_task={}", task)};
     words.insert(words.end(), run.words.begin(), run.words.end());
-    tasks.emplace_back(words, Process::Streams(), /*leash=*/true);
+    tasks.emplace_back(words, Process::Streams());
   }
   int failed = 0;
   for (bool running = true, told = false; running;) {

@@ -16,11 +16,9 @@ namespace reshard {
 namespace {
 
 // In the child, where only what is safe in a signal handler may be called. Returns where it fails, with errno.
-void Become(char** arguments, const Process::Streams& streams, bool leash, pid_t parent) {
-  if (leash) {
-    prctl(PR_SET_PDEATHSIG, SIGTERM);
-    if (getppid() != parent) _exit(128 + SIGTERM);  // it has ended already
-  }
+void Become(char** arguments, const Process::Streams& streams, pid_t parent) {
+  prctl(PR_SET_PDEATHSIG, SIGTERM);
+  if (getppid() != parent) _exit(128 + SIGTERM);  // it has ended already
   // Above the first three, so that no copy overwrites the next one's source.
   const int in = fcntl(streams.in, F_DUPFD_CLOEXEC, 3), out = fcntl(streams.out, F_DUPFD_CLOEXEC, 3),
             err = fcntl(streams.err, F_DUPFD_CLOEXEC, 3);
@@ -37,7 +35,7 @@ void Become(char** arguments, const Process::Streams& streams, bool leash, pid_t
 
 }  // namespace
 
-Process::Process(const std::vector<std::string>& words, Streams streams, bool leash) : name_(words[0]) {
+Process::Process(const std::vector<std::string>& words, Streams streams) : name_(words[0]) {
   std::vector<std::string> copy = words;
   std::vector<char*> arguments;
   arguments.reserve(copy.size() + 1);
@@ -48,7 +46,7 @@ Process::Process(const std::vector<std::string>& words, Streams streams, bool le
   const pid_t parent = getpid();
   pid_ = fork();
   if (pid_ == 0) {
-    Become(arguments.data(), streams, leash, parent);
+    Become(arguments.data(), streams, parent);
     const int error = errno;
     [[maybe_unused]] const ssize_t written = write(failure[1], &error, sizeof error);
     _exit(127);

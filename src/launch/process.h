@@ -17,8 +17,8 @@ class Process {
   };
 
   // Starts words[0], looked for on the PATH if it has no '/', with the other words. Signals that we ignore, it does
-  // not. `leash`: it gets a SIGTERM when we end, however that comes. Errors: kIo where it cannot be started.
-  Process(const std::vector<std::string>& words, Streams streams, bool leash = false);
+  // not. It gets a SIGTERM when we end, however that comes. Errors: kIo where it cannot be started.
+  Process(const std::vector<std::string>& words, Streams streams);
   Process(Process&& other) noexcept;
   Process& operator=(Process&&) = delete;
   ~Process();  // a process that has not ended gets a SIGTERM, and is waited for

@@ -62,13 +62,13 @@ TEST(Process, DoesNotIgnoreWhatWeIgnore) {
   EXPECT_EQ(ExitOf(Process({"sh", "-c", "kill -PIPE $$; exit 0"}, {})), 128 + SIGPIPE);
 }
 
-TEST(Process, OnALeashEndsWithUs) {
+TEST(Process, EndsWithUs) {
   const ScratchFolder scratch;
   const std::string script = "trap 'touch " + scratch / "ended" + "; exit' TERM; touch " + scratch / "began" +
                              "; while :; do sleep 0.02; done";
   const pid_t parent = fork();
   if (parent == 0) {
-    auto* kept = new Process({"sh", "-c", script}, {}, /*leash=*/true);
+    auto* kept = new Process({"sh", "-c", script}, {});
     (void)kept;
     pause();
   }

@@ -238,6 +238,24 @@ def test_a_signal_ends_the_build_too(model, tmp_path, build, number):
     assert not pathlib.Path(f"/proc/{pid}").exists()
 
 
+def test_a_kill_ends_the_build_too(model, tmp_path, build):
+    stand_in(tmp_path, '#!/bin/sh\necho $$ > "$RECORD"; exec sleep 60\n')
+    process = start("convert", model, tmp_path / "out", "--to=trtllm", "--quiet", env=build)
+    pid = wait_for(lambda: (tmp_path / "record.json").read_text().strip())
+    process.kill()
+    process.wait()
+    process.stderr.close()
+    wait_for(lambda: not is_running(pid), seconds=5)
+
+
+def is_running(pid):
+    """An ended process that nobody has waited for is not."""
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def wait_for(look, seconds=30):
     """What `look` gives as soon as it gives something."""
     for _ in range(seconds * 100):

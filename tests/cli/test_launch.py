@@ -309,6 +309,12 @@ def status(cluster, *words):
     return json.loads(result.out)["experiments"]
 
 
+def test_no_experiments(cluster):
+    result = cluster.run("status")
+    assert (result.code, result.out) == (0, "") and re.search(r"^reshard: no experiments in /.*/experiments$", result.err)
+    assert status(cluster) == []
+
+
 def test_the_states_of_jobs(cluster, tmp_path):
     cluster.convert("--convert_tasks=2", "--expname=a")
     cluster.answer("squeue", f"printf '%s' '{STATES}'")
