@@ -144,6 +144,14 @@ enum class TrtllmConfig : uint8_t { kNone, kLlama, kQwen };
 // Which of the two originals' model_config.yaml a NeMo checkpoint of the family starts from.
 enum class NemoBase : uint8_t { kLlama, kQwen };
 
+// The classes that a NeMo 2 checkpoint of the family names (nemo.collections.llm.gpt.model.<module>), and those of
+// Megatron-Bridge.
+struct MegatronClasses {
+  std::string_view module, model, config;
+  std::string_view llama3_config = {};  // the config with Llama 3.1's rope scaling; empty: there is none
+  std::string_view bridge = "megatron.bridge.models.gpt_provider.GPTModelProvider";
+};
+
 struct Family {
   std::string_view name;        // also model_type of config.json
   std::string_view group;       // what --model_type calls it: llama, qwen
@@ -153,6 +161,7 @@ struct Family {
   std::span<const Flag> flags;
   LayerRule layers = LayerRule::kAllDense;
   NemoBase nemo_base = NemoBase::kLlama;
+  MegatronClasses megatron = {};
   TrtllmConfig trtllm_config = TrtllmConfig::kNone;
   // The key of config.json that must be true for sliding_window to count; empty: it always counts.
   std::string_view window_switch = {};

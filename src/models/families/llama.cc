@@ -37,6 +37,7 @@ const Family kLlama = {
     .blocks = kBlocks,
     .defaults = kDefaults,
     .flags = kFlags,
+    .megatron = {"llama", "LlamaModel", "LlamaConfig", "Llama31Config"},
     .trtllm_config = TrtllmConfig::kLlama,
 };
 

@@ -27,6 +27,8 @@ const Family kMistral = {
     .blocks = kBlocks,
     .defaults = kDefaults,
     .flags = {},
+    .megatron = {"mistral", "MistralModel", "MistralConfig7B", "",
+                 "megatron.bridge.models.mistral.mistral_provider.MistralModelProvider"},
     .trtllm_config = TrtllmConfig::kLlama,
 };
 

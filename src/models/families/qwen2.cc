@@ -30,6 +30,7 @@ const Family kQwen2 = {
     .defaults = kDefaults,
     .flags = kFlags,
     .nemo_base = NemoBase::kQwen,
+    .megatron = {"qwen2", "Qwen2Model", "Qwen2Config"},
     .trtllm_config = TrtllmConfig::kQwen,
     .window_switch = "use_sliding_window",
 };

@@ -32,6 +32,7 @@ const Family kQwen3 = {
     .defaults = kDefaults,
     .flags = kFlags,
     .nemo_base = NemoBase::kQwen,
+    .megatron = {"qwen3", "Qwen3Model", "Qwen3Config"},
     .window_switch = "use_sliding_window",
 };
 

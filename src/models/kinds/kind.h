@@ -66,9 +66,10 @@ struct Checkpoint {
   std::vector<std::string> side_files;       // relative names of what lies beside the weights, config included
   std::string template_path, template_text;  // of OpenOptions, when there is one: its config.json and what that says
   std::vector<FileCopy> template_files;      // its tokenizer, licence and readme files
-  std::vector<std::string> unsaid;           // hyper-parameters that the kind's config has no key for
-  std::string vocabulary_doubt;              // why sizes['V'] may be too large; empty where it is sure
-  std::string padding_doubt;                 // why rows behind it may be no padding unless zero, and what to do then
+  std::vector<FileCopy> tokenizer_files;  // those of a tokenizer that it keeps in a folder, as HuggingFace names them
+  std::vector<std::string> unsaid;        // hyper-parameters that the kind's config has no key for
+  std::string vocabulary_doubt;           // why sizes['V'] may be too large; empty where it is sure
+  std::string padding_doubt;              // why rows behind it may be no padding unless zero, and what to do then
 };
 
 // How a TensorRT-LLM checkpoint is cut and quantised (docs/formats/trtllm.md).
@@ -96,6 +97,7 @@ struct TargetOptions {
   uint64_t max_shard_size = 0;  // bytes
   bool untie_embeddings = false;
   bool rope_config_only = false;  // --allow_rope=config_only
+  std::string nemo2_context;      // the folder that becomes a NeMo 2 target's context/; empty: it is made
   std::string_view weights;       // one of Kind::weights, which hold the tensors
   uint64_t tp = 1, pp = 1;        // ranks, where the target is cut into them
   std::string packed;             // the name of the one file that all are packed in; empty: they are not
@@ -156,7 +158,7 @@ const EncodedTensor* FindEncoded(const Checkpoint& checkpoint, std::string_view 
 // The tensor of a rank; null where there is none.
 const StoredTensor* FindTensor(const Checkpoint& checkpoint, uint32_t rank, std::string_view name);
 
-// Errors: kUnsupported for a kind that is known by name only (megatron, nemo2), kInvalidArgument else.
+// Errors: kInvalidArgument where there is none.
 const Kind& KindByName(std::string_view name);
 
 // The kind of what lies at `path`: `given`, where that is not empty and the folder may be of it, else the first that it
@@ -170,7 +172,7 @@ const Kind& DetectKind(Io& io, const std::string& path, std::string_view given);
 // Errors: kUnsupported where there are more tensors or parts than the options allow; the message names --max_memory.
 Checkpoint OpenCheckpoint(Io& io, const std::string& path, std::string_view kind, const OpenOptions& options);
 
-extern const Kind kHuggingFace, kNemo, kTrtllm;
+extern const Kind kHuggingFace, kNemo, kTrtllm, kNemo2, kMegatron;
 
 bool Exists(Io& io, const std::string& folder, std::string_view name);
 

@@ -18,19 +18,14 @@ struct Recognised {
 };
 
 constexpr Recognised kRecognised[] = {
-    {"latest_checkpointed_iteration.txt", "a Megatron-LM checkpoint"},
-    {"context", "a NeMo 2 checkpoint"},
     {".metadata", "a torch distributed checkpoint"},
     {"params.json", "a checkpoint in the publisher's own layout (params.json)"},
     {"adapter_config.json", "a PEFT adapter"},
 };
 
 Error NotRead(const std::string& path, std::string_view what) {
-  Error error(
-      Code::kUnsupported,
-      fmt::format("this is {}, expected a HuggingFace folder, a NeMo 1 folder with zarr weights or a TensorRT-LLM "
-                  "checkpoint",
-                  what));
+  Error error(Code::kUnsupported,
+              fmt::format("this is {}, expected a checkpoint of HuggingFace, NeMo, Megatron or TensorRT-LLM", what));
   error.At("reading", path);
   return error;
 }
@@ -143,7 +138,7 @@ bool Before(const StoredTensor& a, const StoredTensor& b) {
 }  // namespace
 
 std::span<const Kind> Kinds() {
-  static const Kind kKinds[] = {kHuggingFace, kNemo, kTrtllm};
+  static const Kind kKinds[] = {kHuggingFace, kNemo, kTrtllm, kNemo2, kMegatron};
   return kKinds;
 }
 
@@ -171,11 +166,8 @@ const StoredTensor* FindTensor(const Checkpoint& checkpoint, uint32_t rank, std:
 const Kind& KindByName(std::string_view name) {
   for (const Kind& kind : Kinds())
     if (kind.name == name) return kind;
-  for (std::string_view later : {"megatron", "nemo2"})
-    if (name == later)
-      throw Error(Code::kUnsupported, "this version does not support it, expected hf, nemo or trtllm")
-          .At("choosing", fmt::format("the kind {}", name));
-  throw Error(Code::kInvalidArgument, fmt::format("the kind '{}' is not known, expected hf, nemo or trtllm", name));
+  throw Error(Code::kInvalidArgument,
+              fmt::format("the kind '{}' is not known, expected hf, nemo, nemo2, megatron or trtllm", name));
 }
 
 const Kind& DetectKind(Io& io, const std::string& path, std::string_view given) {

@@ -22,21 +22,8 @@ constexpr std::string_view kTarget =
     "nemo.collections.nlp.models.language_modeling.megatron_gpt_model.MegatronGPTModel";
 constexpr std::string_view kNemoVersion = "2.0.0rc1";
 
-// The only llama3 scaling that NeMo has: constants of its apply_rope_scaling (nemo/collections/common/parts/utils.py).
-const Json& Llama3Scaling() {
-  static const Json kScaling = {{"factor", 8.0},
-                                {"high_freq_factor", 4.0},
-                                {"low_freq_factor", 1.0},
-                                {"original_max_position_embeddings", 8192},
-                                {"rope_type", "llama3"}};
-  return kScaling;
-}
-
-bool IsLlama3Scaling(const Json& scaling) {
-  for (const auto& [key, value] : Llama3Scaling().items())
-    if (!scaling.contains(key) || scaling[key] != value) return false;
-  return scaling.size() == Llama3Scaling().size();
-}
+// The only factor of a llama3 scaling that NeMo 1 has (nemo/collections/common/parts/utils.py).
+constexpr double kLlama3Factor = 8.0;
 
 Error Mismatch(const std::string& path, std::string message) {
   Error error(Code::kMismatch, std::move(message));
@@ -45,14 +32,6 @@ Error Mismatch(const std::string& path, std::string message) {
 }
 
 // -- reading ----------------------------------------------------------------------------------------------------------
-
-void RequireText(const ConfigReader& reader, std::string_view key, std::string_view otherwise,
-                 std::initializer_list<std::string_view> handled) {
-  std::string value = reader.String(key, std::string(otherwise));
-  if (std::find(handled.begin(), handled.end(), value) == handled.end())
-    throw Error(Code::kUnsupported, fmt::format("{} '{}', expected '{}'", key, value, *handled.begin()))
-        .At("reading", reader.path());
-}
 
 // What else changes the function that a model computes, and the one value (as JSON) that is handled; also that of a key
 // which is not there.
@@ -96,26 +75,6 @@ bool CanMean(const Family& family, const std::set<std::string_view>& flags) {
   return found == flags.size();
 }
 
-const Family& FamilyOf(const ConfigReader& reader, const std::set<std::string_view>& flags, bool window,
-                       const NemoHints& hints) {
-  if (hints.template_model) {
-    const Family& family = *hints.template_model->family;
-    if (CanMean(family, flags)) return family;
-    throw Mismatch(
-        reader.path(),
-        fmt::format("its biases and norms are not those of {}, which the template is; give the right --hf_model_name",
-                    family.name));
-  }
-  for (const Family* family : Families()) {
-    if (!hints.model_type.empty() && family->group != hints.model_type) continue;
-    if (CanMean(*family, flags) && (!window || HasWindow(*family))) return *family;
-  }
-  throw Mismatch(
-      reader.path(),
-      fmt::format("no {} family has its biases, norms and window; give --hf_model_name or another --model_type",
-                  hints.model_type.empty() ? "known" : hints.model_type));
-}
-
 void ReadSizes(const ConfigReader& reader, Model& model) {
   Sizes& sizes = model.sizes;
   sizes['H'] = reader.RequiredSize("hidden_size");
@@ -142,24 +101,8 @@ Json RopeScaling(const ConfigReader& reader) {
           .At("reading", reader.path());
     return RopeScalingOf(stored, reader.path());
   }
-  if (llama3) return Llama3Scaling();
+  if (llama3) return Llama3Scaling(kLlama3Factor);
   return factor.is_null() ? Json(nullptr) : Json{{"factor", factor}, {"rope_type", "linear"}};
-}
-
-// [tokens before, tokens after]; null or -1 before: all.
-Json Window(const ConfigReader& reader) {
-  const Json& window = reader.At("window_size");
-  if (window.is_null()) return nullptr;
-  auto is_end = [](const Json& end) { return end.is_null() || end == -1 || end.is_number_unsigned(); };
-  if (!window.is_array() || window.size() != 2 || !is_end(window[0]) || !is_end(window[1]))
-    throw Error(Code::kCorrupt, fmt::format("'window_size' is {}, expected two numbers", window.dump()))
-        .At("reading", reader.path());
-  if (!window[0].is_number_unsigned()) return nullptr;
-  if (window[1] != 0)
-    throw Error(Code::kUnsupported, fmt::format("window_size {}, expected no tokens after the present one, [{}, 0]",
-                                                window.dump(), window[0].dump()))
-        .At("reading", reader.path());
-  return window[0];
 }
 
 // A number of rows that are the vocabulary's, and who says so.
@@ -167,47 +110,6 @@ struct Claim {
   std::string_view by;
   uint64_t rows;
 };
-
-// The rows of the embedding that are the vocabulary's: what is claimed, by all alike; else all, which is sure only
-// where they cannot be padded. override_vocab_size may count padded rows too (NeMo makes exactly that many), but then
-// they are those that Megatron's padding gives.
-uint64_t Vocabulary(const ConfigReader& reader, const NemoEmbedding& embedding, const NemoHints& hints,
-                    NemoDoubts& doubts) {
-  const uint64_t stored_rows = embedding.rows;
-  const uint64_t divisor = reader.Size("make_vocab_size_divisible_by", 128);
-  const uint64_t ranks = reader.Size("tensor_model_parallel_size", 1);
-  const uint64_t multiple = divisor * std::max(ranks, embedding.ranks);  // at most: a config may lag behind its arrays
-  std::vector<Claim> claims;
-  if (hints.template_model) claims.push_back({"the template", hints.template_model->sizes['V']});
-  if (hints.vocab_size) claims.push_back({"--vocab_size", *hints.vocab_size});
-  if (uint64_t rows = reader.Size("override_vocab_size", 0)) claims.push_back({"override_vocab_size", rows});
-  if (claims.empty()) {
-    if (multiple > 1)
-      doubts.vocabulary = fmt::format(
-          "embedding.word_embeddings.weight has {} rows, of which up to {} may be padding, expected to be told how "
-          "many are the vocabulary's; give --vocab_size or --hf_model_name",
-          stored_rows, multiple - 1);
-    return stored_rows;
-  }
-  const Claim& first = claims.front();
-  for (const Claim& claim : claims) {
-    bool padded = claim.by == "override_vocab_size" &&
-                  (claim.rows == RoundUp(first.rows, divisor * ranks) || claim.rows == RoundUp(first.rows, multiple));
-    if (claim.rows != first.rows && !padded)
-      throw Mismatch(reader.path(), fmt::format("the vocabulary has {} rows by {} and {} by {}, expected one number",
-                                                first.rows, first.by, claim.rows, claim.by));
-  }
-  if (first.rows > stored_rows)
-    throw Mismatch(reader.path(),
-                   fmt::format("embedding.word_embeddings.weight has {} rows, expected at least {} for the vocabulary",
-                               stored_rows, first.rows));
-  if (const uint64_t padded = RoundUp(first.rows, multiple); stored_rows > padded)
-    doubts.padding = fmt::format(
-        "{} rows by {}, which make_vocab_size_divisible_by and tensor_model_parallel_size pad to {}, not to the {} of "
-        "the array; give the vocabulary that the weights have, or correct model_config.yaml",
-        first.rows, first.by, padded, stored_rows);
-  return first.rows;
-}
 
 // -- writing ----------------------------------------------------------------------------------------------------------
 
@@ -235,7 +137,7 @@ void SetRope(const Model& model, bool config_only, Json& config) {
   config["rotary_base"] = model.hyper.rope_theta;
   if (!model.hyper.sliding_window.is_null()) config["window_size"] = Json::array({model.hyper.sliding_window, 0});
   if (scaling.is_null()) return;
-  if (IsLlama3Scaling(scaling)) {
+  if (scaling == Llama3Scaling(kLlama3Factor)) {
     config["scale_positional_embedding"] = true;
   } else if (scaling["rope_type"] == "linear" && scaling.contains("factor")) {
     config["seq_len_interpolation_factor"] = scaling["factor"];
@@ -245,12 +147,6 @@ void SetRope(const Model& model, bool config_only, Json& config) {
     NoPlace(fmt::format("rope scaling {}", scaling.dump()),
             "--allow_rope=config_only stores it for the way back, and NeMo will ignore it");
   }
-}
-
-uint64_t VocabularyDivisor(uint64_t vocabulary) {
-  uint64_t divisor = 128;
-  while (vocabulary % divisor != 0) divisor /= 2;
-  return divisor;
 }
 
 void SetTokenizer(NemoBase base, const NemoConfigOptions& options, Json& config) {
@@ -288,6 +184,104 @@ std::string WithNemoScalar(const std::string& text, std::string key, const std::
 
 }  // namespace
 
+Json Llama3Scaling(const Json& factor) {
+  return {{"factor", factor},
+          {"high_freq_factor", 4.0},
+          {"low_freq_factor", 1.0},
+          {"original_max_position_embeddings", 8192},
+          {"rope_type", "llama3"}};
+}
+
+void RequireText(const ConfigReader& reader, std::string_view key, std::string_view otherwise,
+                 std::initializer_list<std::string_view> handled) {
+  std::string value = reader.String(key, std::string(otherwise));
+  if (std::find(handled.begin(), handled.end(), value) == handled.end())
+    throw Error(Code::kUnsupported, fmt::format("{} '{}', expected '{}'", key, value, *handled.begin()))
+        .At("reading", reader.path());
+}
+
+const Family& NemoFamilyOf(const ConfigReader& reader, const std::set<std::string_view>& flags, bool window,
+                           const Family* likely, const NemoHints& hints) {
+  if (hints.template_model) {
+    const Family& family = *hints.template_model->family;
+    if (CanMean(family, flags)) return family;
+    throw Mismatch(
+        reader.path(),
+        fmt::format("its biases and norms are not those of {}, which the template is; give the right --hf_model_name",
+                    family.name));
+  }
+  std::vector<const Family*> families = {Families().begin(), Families().end()};
+  if (likely) families.insert(families.begin(), likely);
+  for (const Family* family : families) {
+    if (!hints.model_type.empty() && family->group != hints.model_type) continue;
+    if (CanMean(*family, flags) && (!window || HasWindow(*family))) return *family;
+  }
+  throw Mismatch(
+      reader.path(),
+      fmt::format("no {} family has its biases, norms and window; give --hf_model_name or another --model_type",
+                  hints.model_type.empty() ? "known" : hints.model_type));
+}
+
+// [tokens before, tokens after]; null or -1 before: all.
+Json WindowOf(const ConfigReader& reader) {
+  const Json& window = reader.At("window_size");
+  if (window.is_null()) return nullptr;
+  auto is_end = [](const Json& end) { return end.is_null() || end == -1 || end.is_number_unsigned(); };
+  if (!window.is_array() || window.size() != 2 || !is_end(window[0]) || !is_end(window[1]))
+    throw Error(Code::kCorrupt, fmt::format("'window_size' is {}, expected two numbers", window.dump()))
+        .At("reading", reader.path());
+  if (!window[0].is_number_unsigned()) return nullptr;
+  if (window[1] != 0)
+    throw Error(Code::kUnsupported, fmt::format("window_size {}, expected no tokens after the present one, [{}, 0]",
+                                                window.dump(), window[0].dump()))
+        .At("reading", reader.path());
+  return window[0];
+}
+
+uint64_t VocabularyOf(const ConfigReader& reader, std::string_view key, const NemoEmbedding& embedding,
+                      const NemoHints& hints, NemoDoubts& doubts) {
+  const uint64_t stored_rows = embedding.rows;
+  const uint64_t divisor = reader.Size("make_vocab_size_divisible_by", 128);
+  const uint64_t ranks = reader.Size("tensor_model_parallel_size", 1);
+  const uint64_t multiple = divisor * std::max(ranks, embedding.ranks);  // at most: a config may lag behind its arrays
+  std::vector<Claim> claims;
+  if (hints.template_model) claims.push_back({"the template", hints.template_model->sizes['V']});
+  if (hints.vocab_size) claims.push_back({"--vocab_size", *hints.vocab_size});
+  if (uint64_t rows = reader.Size(key, 0)) claims.push_back({key, rows});
+  if (claims.empty()) {
+    if (multiple > 1)
+      doubts.vocabulary = fmt::format(
+          "embedding.word_embeddings.weight has {} rows, of which up to {} may be padding, expected to be told how "
+          "many are the vocabulary's; give --vocab_size or --hf_model_name",
+          stored_rows, multiple - 1);
+    return stored_rows;
+  }
+  const Claim& first = claims.front();
+  for (const Claim& claim : claims) {
+    bool padded = claim.by == key &&
+                  (claim.rows == RoundUp(first.rows, divisor * ranks) || claim.rows == RoundUp(first.rows, multiple));
+    if (claim.rows != first.rows && !padded)
+      throw Mismatch(reader.path(), fmt::format("the vocabulary has {} rows by {} and {} by {}, expected one number",
+                                                first.rows, first.by, claim.rows, claim.by));
+  }
+  if (first.rows > stored_rows)
+    throw Mismatch(reader.path(),
+                   fmt::format("embedding.word_embeddings.weight has {} rows, expected at least {} for the vocabulary",
+                               stored_rows, first.rows));
+  if (const uint64_t padded = RoundUp(first.rows, multiple); stored_rows > padded)
+    doubts.padding = fmt::format(
+        "{} rows by {}, which make_vocab_size_divisible_by and tensor_model_parallel_size pad to {}, not to the {} of "
+        "the array; give the vocabulary that the weights have, or correct {}",
+        first.rows, first.by, padded, stored_rows, reader.path().substr(reader.path().rfind('/') + 1));
+  return first.rows;
+}
+
+uint64_t VocabularyDivisor(uint64_t vocabulary) {
+  uint64_t divisor = 128;
+  while (vocabulary % divisor != 0) divisor /= 2;
+  return divisor;
+}
+
 Model ModelFromNemoConfig(const Json& config, const std::string& path, const NemoEmbedding& embedding,
                           const NemoHints& hints, NemoDoubts& doubts) {
   ConfigReader reader(config, path);
@@ -300,15 +294,15 @@ Model ModelFromNemoConfig(const Json& config, const std::string& path, const Nem
   hyper.max_position_embeddings = reader.Size("max_position_embeddings", reader.Size("encoder_seq_length", 2048));
   hyper.rope_theta = reader.Positive("rotary_base", 10000.0);
   hyper.rope_scaling = RopeScaling(reader);
-  hyper.sliding_window = Window(reader);
+  hyper.sliding_window = WindowOf(reader);
   hyper.hidden_act = "silu";
   std::set<std::string_view> flags = FlagsOf(reader);
-  model.family = &FamilyOf(reader, flags, !hyper.sliding_window.is_null(), hints);
+  model.family = &NemoFamilyOf(reader, flags, !hyper.sliding_window.is_null(), nullptr, hints);
   for (const Flag& flag : model.family->flags)
     if (flags.count(flag.flag)) model.flags.push_back(flag.flag);
   model.tied = reader.Bool(kShareEmbeddings, false);
   model.layers = LayerPlan(*model.family, model.sizes['L'], config, path);
-  model.sizes['V'] = Vocabulary(reader, embedding, hints, doubts);
+  model.sizes['V'] = VocabularyOf(reader, "override_vocab_size", embedding, hints, doubts);
   if (hints.template_model) {
     CheckTemplate(model, *hints.template_model, {}, path);
     model.tied = hints.template_model->tied;

@@ -1,9 +1,12 @@
 // model_config.yaml of NeMo 1: what it means, and the one that the HuggingFace converters of NeMo-Skills write.
 #pragma once
 
+#include <optional>
+#include <set>
 #include <string>
 
 #include "base/json.h"
+#include "models/kinds/config_reader.h"
 #include "models/model.h"
 
 namespace reshard {
@@ -53,5 +56,31 @@ std::string NemoConfigText(const Model& model, const NemoConfigOptions& options)
 std::string WithNemoPrecision(const std::string& text, Dtype dtype, const std::string& path);
 std::string WithNemoUntied(const std::string& text, const std::string& path);
 std::string WithNemoDistFormat(const std::string& text, std::string_view format, const std::string& path);
+
+// -- what the configs of all Megatron models have in common -----------------------------------------------------------
+
+// Errors: kUnsupported where the text, or `otherwise` without one, is none that is handled.
+void RequireText(const ConfigReader& reader, std::string_view key, std::string_view otherwise,
+                 std::initializer_list<std::string_view> handled);
+
+// The family that has exactly these biases and norms: that of the template, else `likely` (null: none), else the first.
+// Errors: kMismatch where there is none.
+const Family& NemoFamilyOf(const ConfigReader& reader, const std::set<std::string_view>& flags, bool window,
+                           const Family* likely, const NemoHints& hints);
+
+// The tokens before the present one by `window_size`, or null: all.
+Json WindowOf(const ConfigReader& reader);
+
+// The rows of the embedding that are the vocabulary's: what is claimed, by all alike; else all, which is sure only
+// where they cannot be padded. `key` is the config's own claim. It may count padded rows too (NeMo makes exactly that
+// many), but then they are those that Megatron's padding gives.
+uint64_t VocabularyOf(const ConfigReader& reader, std::string_view key, const NemoEmbedding& embedding,
+                      const NemoHints& hints, NemoDoubts& doubts);
+
+// make_vocab_size_divisible_by as the converters choose it: no row of padding.
+uint64_t VocabularyDivisor(uint64_t vocabulary);
+
+// The llama3 scaling whose constants Megatron-core and NeMo have, with another factor.
+Json Llama3Scaling(const Json& factor);
 
 }  // namespace reshard
