@@ -49,9 +49,10 @@ class TorchFile {
 std::vector<StoredTensor> ReadStateDict(Io& io, const std::string& path, uint32_t file, const Limits& limits,
                                         std::vector<std::string>& ignored);
 
-// A file with a plain dict of these tensors in their order, as torch.save of contiguous CPU tensors writes it. Fills in
-// each tensor's one chunk, of file number `file`.
-FileLayout LayOut(std::string path, const std::vector<StoredTensor*>& tensors, uint32_t file);
+// A file with a plain dict of these tensors in their order, as torch.save of contiguous CPU tensors writes it; behind
+// them, names whose value is None. Fills in each tensor's one chunk, of file number `file`.
+FileLayout LayOut(std::string path, const std::vector<StoredTensor*>& tensors, uint32_t file,
+                  const std::vector<std::string>& nones = {});
 
 // Puts a whole torch zip of one tensor at the end of a file, as torch.save to a stream does ("archive"), and returns
 // the offset of its data.

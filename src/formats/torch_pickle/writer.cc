@@ -21,23 +21,26 @@ constexpr std::string_view kSerializationId = "000000000000000000000000000000000
 // The opcodes that Python's pickler writes for tensors, protocol 2. What comes again is taken from the memo.
 class PickleWriter {
  public:
-  void Dict(const std::vector<StoredTensor*>& tensors) {
+  // Tensors by name, then names of None.
+  void Dict(const std::vector<StoredTensor*>& tensors, const std::vector<std::string>& nones) {
+    const size_t count = tensors.size() + nones.size();
+    auto pair = [&](size_t i) { i < tensors.size() ? Pair(*tensors[i]) : None(nones[i - tensors.size()]); };
     out_ += "}"sv;
     Memorise();
-    if (tensors.size() == 1) {
-      Pair(*tensors[0]);
+    if (count == 1) {
+      pair(0);
       out_ += "s"sv;
       return;
     }
     size_t next = 0;
-    while (next < tensors.size()) {
+    while (next < count) {
       out_ += "("sv;
-      const size_t end = std::min(tensors.size(), next + kBatch);
-      while (next < end) Pair(*tensors[next++]);
+      const size_t end = std::min(count, next + kBatch);
+      while (next < end) pair(next++);
       out_ += "u"sv;
     }
     // A whole batch is followed by one more, of nothing.
-    if (!tensors.empty() && tensors.size() % kBatch == 0) out_ += "(u"sv;
+    if (count > 0 && count % kBatch == 0) out_ += "(u"sv;
   }
 
   void Tensor(Dtype dtype, const Dims& shape) {
@@ -73,6 +76,11 @@ class PickleWriter {
   void Pair(const StoredTensor& tensor) {
     Text(tensor.name);
     Tensor(tensor.dtype, tensor.shape);
+  }
+
+  void None(const std::string& name) {
+    Text(name);
+    out_ += "N"sv;
   }
 
   // An axis without elements counts as if it had one.
@@ -190,14 +198,15 @@ std::string_view StemOf(std::string_view path) {
 
 }  // namespace
 
-FileLayout LayOut(std::string path, const std::vector<StoredTensor*>& tensors, uint32_t file) {
+FileLayout LayOut(std::string path, const std::vector<StoredTensor*>& tensors, uint32_t file,
+                  const std::vector<std::string>& nones) {
   PickleWriter writer;
   std::vector<uint64_t> sizes;
   for (const StoredTensor* tensor : tensors) {
     CheckWritable(*tensor, path);
     sizes.push_back(ByteSize(tensor->dtype, tensor->shape));
   }
-  writer.Dict(tensors);
+  writer.Dict(tensors, nones);
   FileLayout layout{std::move(path), 0, {}};
   const auto offsets = AppendZip(layout, StemOf(layout.path), std::move(writer).Finish(), sizes);
   for (size_t i = 0; i < tensors.size(); ++i) {

@@ -48,6 +48,18 @@ constexpr Layout kTrunkNemo[] = {
     {"output_layer.weight", "head"},
 };
 
+// Of NeMo before megatron-core.
+constexpr Layout kTrunkOldNemo[] = {
+    {"embedding.word_embeddings.weight", "embed"},
+    {"encoder.layers.{L}.self_attention.query_key_value.weight", Grouped({"q", "k", "v"})},
+    {"encoder.layers.{L}.self_attention.query_key_value.bias", Grouped({"q_bias", "k_bias", "v_bias"})},
+    {"encoder.layers.{L}.input_layernorm.weight", "attn_norm"},
+    {"encoder.layers.{L}.self_attention.dense.weight", "o"},
+    {"encoder.layers.{L}.self_attention.dense.bias", "o_bias"},
+    {"encoder.final_layernorm.weight", "final_norm"},
+    {"output_layer.weight", "head"},
+};
+
 constexpr std::string_view kTrunkObjects[] = {"self_attention.linear_qkv", "self_attention.linear_proj",
                                               "self_attention.core_attention"};
 
@@ -105,6 +117,14 @@ constexpr Layout kGatedMlpNemo[] = {
     {"decoder.layers.{L}.mlp.linear_fc2.bias", "down_bias"},
 };
 
+constexpr Layout kGatedMlpOldNemo[] = {
+    {"encoder.layers.{L}.post_attention_layernorm.weight", "mlp_norm"},
+    {"encoder.layers.{L}.mlp.dense_h_to_4h.weight", Concat({"gate", "up"}), 2},
+    {"encoder.layers.{L}.mlp.dense_h_to_4h.bias", Concat({"gate_bias", "up_bias"}), 2},
+    {"encoder.layers.{L}.mlp.dense_4h_to_h.weight", "down"},
+    {"encoder.layers.{L}.mlp.dense_4h_to_h.bias", "down_bias"},
+};
+
 // `fc` is the activated one.
 constexpr Layout kGatedMlpTrtllm[] = {
     {"transformer.layers.{L}.post_layernorm.weight", "mlp_norm"},
@@ -120,9 +140,10 @@ constexpr std::string_view kGatedMlpObjects[] = {"mlp.linear_fc1", "mlp.linear_f
 
 }  // namespace
 
-const Block kTrunk = {kTrunkRows, Layouts(kTrunkHf), Layouts(kTrunkNemo), kTrunkObjects, Layouts(kTrunkTrtllm)};
+const Block kTrunk = {kTrunkRows, Layouts(kTrunkHf), Layouts(kTrunkNemo, kTrunkOldNemo), kTrunkObjects,
+                      Layouts(kTrunkTrtllm)};
 const Block kQkNorm = {kQkNormRows, Layouts(kQkNormHf), Layouts(kQkNormNemo)};
-const Block kGatedMlp = {kGatedMlpRows, Layouts(kGatedMlpHf), Layouts(kGatedMlpNemo), kGatedMlpObjects,
-                         Layouts(kGatedMlpTrtllm).Without(kMlpBiases)};
+const Block kGatedMlp = {kGatedMlpRows, Layouts(kGatedMlpHf), Layouts(kGatedMlpNemo, kGatedMlpOldNemo),
+                         kGatedMlpObjects, Layouts(kGatedMlpTrtllm).Without(kMlpBiases)};
 
 }  // namespace reshard

@@ -203,11 +203,13 @@ const StoredTensor& EmbeddingOf(const Checkpoint& checkpoint, const std::string&
       .Tensor(std::string(kEmbedding));
 }
 
+bool HasHead(const Checkpoint& checkpoint) { return Find(checkpoint, kHead) != nullptr; }
+
 Rank DistRank(const Checkpoint& checkpoint, uint64_t vocab_rows) {
   const Sizes& sizes = checkpoint.model.sizes;
   bool numbered = std::any_of(checkpoint.tensors.begin(), checkpoint.tensors.end(),
                               [](const StoredTensor& tensor) { return IsNumbered(tensor.name); });
-  return {{0, sizes['L']}, {0, sizes['E']}, vocab_rows, Find(checkpoint, kHead) || !checkpoint.model.tied, !numbered};
+  return {{0, sizes['L']}, {0, sizes['E']}, vocab_rows, HasHead(checkpoint) || !checkpoint.model.tied, !numbered};
 }
 
 void LayOutDistWeights(const std::string& folder, std::string_view prefix, DistFormat format, const Model& model,

@@ -21,6 +21,7 @@ void ReadDistWeights(Io& io, const std::string& folder, const OpenOptions& optio
 // The table that says how many rows the vocabulary has, and the ranks that one of these checkpoints has: one, stacked
 // or not as the names are. Errors: kMismatch where there is no such table.
 const StoredTensor& EmbeddingOf(const Checkpoint& checkpoint, const std::string& folder);
+bool HasHead(const Checkpoint& checkpoint);
 Rank DistRank(const Checkpoint& checkpoint, uint64_t vocab_rows);
 
 // Lays the tensors out below `folder`, names behind `prefix`, with the _extra_state objects that loaders ask for,

@@ -1,4 +1,4 @@
-// NeMo 1 checkpoint folders: model_config.yaml and a distributed checkpoint in zarr or torch_dist
+// NeMo 1 checkpoint folders: model_config.yaml and a distributed checkpoint in zarr or torch_dist, or files of ranks
 // (docs/formats/nemo.md).
 #include <fmt/format.h>
 
@@ -14,14 +14,17 @@
 #include "models/kinds/dist_weights.h"
 #include "models/kinds/kind.h"
 #include "models/kinds/nemo_config.h"
+#include "models/kinds/rank_weights.h"
 #include "models/kinds/template.h"
 
 namespace reshard {
 namespace {
 
 constexpr std::string_view kConfig = "model_config.yaml", kWeights = "model_weights";
-constexpr std::string_view kZarr = "zarr", kTorchDist = "torch_dist", kFormats[] = {kZarr, kTorchDist};
-constexpr std::string_view kMarkers[] = {"model_weights/metadata.json"};
+constexpr std::string_view kZarr = "zarr", kTorchDist = "torch_dist", kRanks = "ranks",
+                           kFormats[] = {kZarr, kTorchDist, kRanks};
+constexpr std::string_view kMarkers[] = {"model_weights/metadata.json", kRankMarkers[0], kRankMarkers[1],
+                                         kRankMarkers[2]};
 constexpr std::string_view kPrefix = "model.";
 
 bool Detect(Io& io, const std::string& folder) { return Exists(io, folder, kConfig) || Exists(io, folder, kWeights); }
@@ -37,9 +40,12 @@ class NemoReader {
 
   Checkpoint Open() {
     ReadConfig();
-    RefuseRanks();
-    ReadDistWeights(io_, weights_, options_, checkpoint_);
-    Describe();
+    if (HasRankWeights(io_, checkpoint_.folder)) {
+      DescribeRanks(ReadRankWeights(io_, options_, checkpoint_));
+    } else {
+      ReadDistWeights(io_, weights_, options_, checkpoint_);
+      Describe();
+    }
     ListSideFiles();
     return std::move(checkpoint_);
   }
@@ -60,35 +66,38 @@ class NemoReader {
     }
   }
 
-  void RefuseRanks() {
-    for (const char* legacy : {"model_weights.ckpt", "mp_rank_00", "tp_rank_00_pp_rank_000"})
-      if (Exists(io_, checkpoint_.folder, legacy))
-        throw Error(Code::kUnsupported,
-                    fmt::format("{} is the layout of old per-rank checkpoints, expected a distributed one in {}",
-                                legacy, kWeights))
-            .At("reading", checkpoint_.folder);
-  }
-
   void Describe() {
     const StoredTensor& embedding = EmbeddingOf(checkpoint_, weights_);
+    const uint64_t rows = embedding.shape[0], rows_of_rank = embedding.chunks[0].box.shape[0];
+    ReadModel({rows, CeilDiv(rows, rows_of_rank)});
+    checkpoint_.ranks = {DistRank(checkpoint_, rows)};
+  }
+
+  void DescribeRanks(RankGrid grid) {
+    const StoredTensor& embedding = EmbeddingOf(checkpoint_, checkpoint_.folder);
+    const uint64_t rows = embedding.shape[0] * grid.tp;
+    ReadModel({rows, grid.tp});
+    const bool stores_head = HasHead(checkpoint_) || !checkpoint_.model.tied;
+    checkpoint_.ranks = RanksOfGrid(checkpoint_.model, grid, rows, stores_head, checkpoint_.config_path);
+  }
+
+  void ReadModel(const NemoEmbedding& embedding) {
     NemoHints hints{options_.model_type, nullptr, options_.vocab_size};
     Model known;
     if (!options_.template_path.empty()) {
       known = ReadTemplate(io_, options_, checkpoint_);
       hints.template_model = &known;
     }
-    const uint64_t rows = embedding.shape[0], rows_of_rank = embedding.chunks[0].box.shape[0];
     NemoDoubts doubts;
-    checkpoint_.model = ModelFromNemoConfig(checkpoint_.config, checkpoint_.config_path,
-                                            {rows, CeilDiv(rows, rows_of_rank)}, hints, doubts);
+    checkpoint_.model = ModelFromNemoConfig(checkpoint_.config, checkpoint_.config_path, embedding, hints, doubts);
     checkpoint_.vocabulary_doubt = std::move(doubts.vocabulary);
     checkpoint_.padding_doubt = std::move(doubts.padding);
-    checkpoint_.ranks = {DistRank(checkpoint_, rows)};
   }
 
   void ListSideFiles() {
     for (const std::string& name : Entries(io_, checkpoint_.folder))
-      if (!name.starts_with(".reshard") && name != std::string(kWeights) + "/") checkpoint_.side_files.push_back(name);
+      if (!name.starts_with(".reshard") && name != std::string(kWeights) + "/" && !IsRankEntry(name))
+        checkpoint_.side_files.push_back(name);
   }
 
   Io& io_;
@@ -101,15 +110,31 @@ Checkpoint Open(Io& io, const std::string& folder, const OpenOptions& options) {
   return NemoReader(io, folder, options).Open();
 }
 
+// Of a table that is cut over tensor ranks: as many as NeMo makes of the config that goes with them.
+uint64_t RowsOfRanks(const Model& model, const Checkpoint& source, uint64_t rows, uint64_t tp) {
+  const bool from_nemo = source.kind == kNemo.name;
+  const ConfigReader config(source.config, source.config_path);
+  const bool fixed = from_nemo ? config.Size("override_vocab_size", 0) > 0
+                               : rows % tp == 0 || model.family->nemo_base == NemoBase::kQwen;
+  const uint64_t divisor = from_nemo ? config.Size("make_vocab_size_divisible_by", 128) : VocabularyDivisor(rows);
+  if (!fixed) return RoundUp(rows, divisor * tp);
+  if (rows % tp == 0) return rows;
+  throw Error(Code::kMismatch, fmt::format("a vocabulary of {} rows, which NeMo does not pad, by {} tensor ranks, "
+                                           "expected a number that divides; choose another --tp_size",
+                                           rows, tp))
+      .At("reading", source.config_path);
+}
+
 // Rows that pad a NeMo source's vocabulary stay when the target is NeMo again, and so does a head that is stored twice.
-std::vector<Rank> RanksOf(const Model& model, const Checkpoint& source, const TargetOptions&) {
+std::vector<Rank> RanksOf(const Model& model, const Checkpoint& source, const TargetOptions& options) {
   const Sizes& sizes = model.sizes;
-  bool from_nemo = source.kind == kNemo.name;
-  return {{{0, sizes['L']},
-           {0, sizes['E']},
-           from_nemo ? source.ranks[0].vocab_rows : sizes['V'],
-           !model.tied || (from_nemo && source.ranks[0].stores_head),
-           true}};
+  const bool from_nemo = source.kind == kNemo.name;
+  const uint64_t vocab_rows = from_nemo ? source.ranks[0].vocab_rows : sizes['V'];
+  const bool stores_head = !model.tied || (from_nemo && source.ranks[0].stores_head);
+  if (options.weights == kRanks)  // the last of several stages has the tied table, too
+    return RanksOfGrid(model, {options.tp, options.pp}, RowsOfRanks(model, source, vocab_rows, options.tp),
+                       stores_head || options.pp > 1, source.config_path);
+  return {{{0, sizes['L']}, {0, sizes['E']}, vocab_rows, stores_head, true}};
 }
 
 // -- writing ----------------------------------------------------------------------------------------------------------
@@ -165,8 +190,13 @@ Tokenizer TokenizerOf(Io& io, const Checkpoint& source, const Model& model, cons
   return tokenizer;
 }
 
-std::string_view FormatOf(const TargetOptions& options) {
-  return options.weights.empty() ? kFormats[0] : options.weights;
+// Of distributed weights.
+std::string_view FormatOf(const TargetOptions& options) { return options.weights == kTorchDist ? kTorchDist : kZarr; }
+
+// Old megatron-core loads torch_dist tables with exactly as many rows as are stored, and NeMo, unless it is told the
+// number, tables of ranks with as many as it would pad them to.
+bool IsExact(const Model& model, const TargetOptions& options) {
+  return options.weights == kTorchDist || (options.weights == kRanks && model.sizes['V'] % options.tp == 0);
 }
 
 std::string ConfigText(Io& io, const Checkpoint& source, const Model& model, const TargetOptions& options, Dtype dtype,
@@ -174,8 +204,8 @@ std::string ConfigText(Io& io, const Checkpoint& source, const Model& model, con
   if (source.kind != kNemo.name) {
     Tokenizer tokenizer = TokenizerOf(io, source, model, options, out);
     try {
-      return NemoConfigText(model,
-                            {dtype, tokenizer.name, tokenizer.artifact, options.rope_config_only, FormatOf(options)});
+      return NemoConfigText(model, {dtype, tokenizer.name, tokenizer.artifact, options.rope_config_only,
+                                    FormatOf(options), IsExact(model, options), options.tp, options.pp});
     } catch (Error& error) {
       throw error.At("reading", source.config_path);
     }
@@ -192,6 +222,8 @@ std::string ConfigText(Io& io, const Checkpoint& source, const Model& model, con
   if (options.dtype) text = WithNemoPrecision(text, dtype, source.config_path);
   if (source.config.contains(kDistFormat) && source.config[kDistFormat] != FormatOf(options))
     text = WithNemoDistFormat(text, FormatOf(options), source.config_path);
+  if (options.weights == kRanks || source.format == kRanks)
+    text = WithNemoRanks(text, options.tp, options.pp, source.config_path);
   if (!model.tied && ConfigReader(source.config, source.config_path).Bool(kShareEmbeddings, false))
     text = WithNemoUntied(text, source.config_path);
   return text;
@@ -202,7 +234,12 @@ LaidOut LayOut(Io& io, const Checkpoint& source, const Model& model, const Targe
   LaidOut out;
   out.files.push_back(
       LiteralFile(std::string(kConfig), ConfigText(io, source, model, options, MainDtype(tensors), out)));
-  const DistFormat format = FormatOf(options) == kTorchDist ? DistFormat::kTorchDist : DistFormat::kZarr;
+  if (options.weights == kRanks) {
+    LayOutRankWeights(kPrefix, model, RanksOf(model, source, options), {options.tp, options.pp}, specs, tensors,
+                      out.files);
+    return out;
+  }
+  const DistFormat format = options.weights == kTorchDist ? DistFormat::kTorchDist : DistFormat::kZarr;
   LayOutDistWeights(std::string(kWeights), kPrefix, format, model, specs, tensors, kPickledEmptyDict, out.files);
   return out;
 }
@@ -211,7 +248,7 @@ LaidOut LayOut(Io& io, const Checkpoint& source, const Model& model, const Targe
 
 const Kind kNemo = {
     .name = "nemo",
-    .title = "NeMo 1 folder: model_config.yaml, model_weights in zarr or torch_dist",
+    .title = "NeMo 1 folder: model_config.yaml, model_weights in zarr or torch_dist, or files of ranks",
     .format = "zarr2",
     .layouts = &Block::nemo,
     .name_prefix = kPrefix,

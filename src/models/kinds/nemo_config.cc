@@ -329,13 +329,14 @@ std::string NemoConfigText(const Model& model, const NemoConfigOptions& options)
   config["layernorm_epsilon"] = hyper.rms_norm_eps;
   config["make_vocab_size_divisible_by"] = VocabularyDivisor(sizes['V']);
   config[std::string(kShareEmbeddings)] = model.tied;
-  // Old megatron-core loads torch_dist tables with exactly as many rows as are stored; NeMo pads them without this key.
-  if (base == NemoBase::kQwen || options.dist_format == "torch_dist") config["override_vocab_size"] = sizes['V'];
+  if (base == NemoBase::kQwen || options.exact_vocabulary) config["override_vocab_size"] = sizes['V'];
   SetBiases(model, config);
   SetTokenizer(base, options, config);
   SetRope(model, options.rope_config_only, config);
   if (model.Has("qk_norm")) config["qk_layernorm"] = true;
   config[std::string(kDistFormat)] = options.dist_format;
+  config["tensor_model_parallel_size"] = options.tp;
+  config["pipeline_model_parallel_size"] = options.pp;
   config["precision"] = Precision(options.dtype);
   config["target"] = kTarget;
   config["nemo_version"] = kNemoVersion;
@@ -350,6 +351,11 @@ std::string WithNemoPrecision(const std::string& text, Dtype dtype, const std::s
 
 std::string WithNemoDistFormat(const std::string& text, std::string_view format, const std::string& path) {
   return WithNemoScalar(text, std::string(kDistFormat), std::string(format), path);
+}
+
+std::string WithNemoRanks(const std::string& text, uint64_t tp, uint64_t pp, const std::string& path) {
+  const std::string cut = WithNemoScalar(text, "tensor_model_parallel_size", std::to_string(tp), path);
+  return WithNemoScalar(cut, "pipeline_model_parallel_size", std::to_string(pp), path);
 }
 
 std::string WithNemoUntied(const std::string& text, const std::string& path) {

@@ -43,7 +43,9 @@ struct NemoConfigOptions {
   std::string tokenizer_name;      // of the hub, or a folder
   std::string tokenizer_artifact;  // a file's name in the checkpoint, with the hash before it; empty: none
   bool rope_config_only = false;   // store rope settings that no NeMo model reads
-  std::string_view dist_format;    // of the weights: zarr or torch_dist
+  std::string_view dist_format;    // of the weights: zarr or torch_dist; of files of ranks what training will write
+  bool exact_vocabulary = false;   // the tables have no padding, and NeMo is to add none
+  uint64_t tp = 1, pp = 1;         // ranks that the weights are cut into
 };
 
 // The text of model_config.yaml. Errors: kUnsupported for what a NeMo 1 model has no place for, named: rope settings,
@@ -51,9 +53,10 @@ struct NemoConfigOptions {
 std::string NemoConfigText(const Model& model, const NemoConfigOptions& options);
 
 // Copies of the text of a model_config.yaml with another precision; with embeddings that are not shared; with
-// another format of the weights. Errors:
+// another format of the weights; with other numbers of ranks. Errors:
 // kUnsupported where there is no such key at the top.
 std::string WithNemoPrecision(const std::string& text, Dtype dtype, const std::string& path);
+std::string WithNemoRanks(const std::string& text, uint64_t tp, uint64_t pp, const std::string& path);
 std::string WithNemoUntied(const std::string& text, const std::string& path);
 std::string WithNemoDistFormat(const std::string& text, std::string_view format, const std::string& path);
 
