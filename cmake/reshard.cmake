@@ -81,6 +81,7 @@ function(reshard_fuzz name)
   else()
     return()
   endif()
+  target_include_directories(${name} PRIVATE ${PROJECT_SOURCE_DIR})  # what tests share: tests/memory_file.h, ...
   target_link_libraries(${name} PRIVATE ${ARG_DEPENDS})
 endfunction()
 

@@ -194,8 +194,8 @@ bool IsDictClass(const Node& node) {
          IsGlobal(&node, "collections", "Counter");
 }
 
-// What each thing costs in memory, allocator and growth of its container included.
-constexpr uint64_t kNodeCost = sizeof(Node) + 8, kPointerCost = 2 * sizeof(Node*);
+// What each thing costs in memory: the allocator's share included, and for a pointer the growth of its container.
+constexpr uint64_t kNodeCost = sizeof(Node) + 8, kPointerCost = 2 * sizeof(Node*), kAllocation = 16;
 
 }  // namespace
 
@@ -204,6 +204,7 @@ class Machine {
  public:
   Machine(Tree& tree, std::string_view bytes, const Limits& limits) : tree_(tree), bytes_(bytes), limits_(limits) {
     none_ = New(Type::kNone);
+    empty_ = New(Type::kTuple);
     for (int64_t value : {0, 1}) {
       booleans_[value] = New(Type::kBool);
       booleans_[value]->integer = value;
@@ -254,7 +255,7 @@ class Machine {
   }
 
   std::string_view Keep(std::string text) {
-    Charge(text.size() + sizeof(std::string) + 16);
+    Charge(text.size() + sizeof(std::string) + kAllocation);
     return tree_.texts_.emplace_back(std::move(text));
   }
 
@@ -429,7 +430,8 @@ class Machine {
 
   // Takes everything from stack_[begin] on.
   void MoveTo(Node* container, size_t begin) {
-    Charge((stack_.size() - begin) * kPointerCost);
+    const uint64_t count = stack_.size() - begin;
+    Charge(container->items.empty() ? count * sizeof(Node*) + kAllocation : count * kPointerCost);
     container->items.insert(container->items.end(), stack_.begin() + begin, stack_.end());
     stack_.resize(begin);
   }
@@ -476,9 +478,12 @@ class Machine {
 
   void PushObject(const Node* called, const std::vector<const Node*>& arguments, const Node* keywords) {
     Node* object = New(Type::kObject);
-    Give(object, called);
-    for (const Node* argument : arguments) Give(object, argument);
-    if (keywords) Give(object, keywords);
+    const size_t count = 1 + arguments.size() + (keywords ? 1 : 0);
+    Charge(count * sizeof(Node*) + kAllocation);
+    object->items.reserve(count);
+    object->items.push_back(called);
+    object->items.insert(object->items.end(), arguments.begin(), arguments.end());
+    if (keywords) object->items.push_back(keywords);
     Push(object);
   }
 
@@ -642,7 +647,7 @@ class Machine {
       case kEmptySet:
         return Push(New(Type::kSet));
       case kEmptyTuple:
-        return Push(New(Type::kTuple));
+        return Push(empty_);
       case kListOpcode:
         return PushContainer(Type::kList);
       case kDictOpcode:
@@ -720,7 +725,7 @@ class Machine {
   std::vector<size_t> marks_;
   std::vector<Node*> memo_;
   uint64_t memorised_ = 0;  // of it
-  Node* none_;
+  Node *none_, *empty_;     // which nothing changes: one is enough
   std::array<Node*, 2> booleans_{};
   std::array<Node*, 256> small_{};  // integers that were pushed before
 };
