@@ -223,20 +223,6 @@ def backend_torch_dist_over_zarr_files(folder):
     write_backend(folder, "torch_dist")
 
 
-@broken(5, r"torch_dist")
-def torch_dist_folder(folder):
-    """torch_dist checkpoint"""
-    weights = folder / "model_weights"
-    for path in weights.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-    write_backend(folder, "torch_dist")
-    (weights / ".metadata").write_bytes(b"\x80\x04N.")
-    (weights / "__0_0.distcp").write_bytes(b"\0" * 64)
-    path = folder / "model_config.yaml"
-    path.write_text(path.read_text().replace("dist_ckpt_format: zarr", "dist_ckpt_format: torch_dist"))
-
-
 @about_fc2(6, r"missing|not found|lacks")
 def array_missing(folder):
     """folder of one array missing"""
