@@ -5,6 +5,7 @@
 #include "archive/archive_io.h"
 #include "base/bytes.h"
 #include "formats/safetensors/safetensors.h"
+#include "formats/torch_dist/torch_dist.h"
 #include "formats/zarr2/zarr2.h"
 
 namespace reshard::conformance {
@@ -98,21 +99,54 @@ Opened OpenTar(Io& io, const std::string& folder) {
   return opened;
 }
 
+// -- torch_dist: a folder of one checkpoint ---------------------------------------------------------------------------
+
+// In an order of their names: which one, is for who lays out to say.
+std::vector<FileLayout> LayOutTorchDist(std::vector<StoredTensor>& tensors) {
+  std::vector<StoredTensor*> pointers;
+  for (StoredTensor& tensor : tensors) {
+    tensor.grid = HalfOf(tensor.shape);
+    pointers.push_back(&tensor);
+  }
+  std::sort(pointers.begin(), pointers.end(), [](const auto* a, const auto* b) { return a->name < b->name; });
+  std::vector<FileLayout> files;
+  torch_dist::LayOut("", pointers, {}, files);
+  return files;
+}
+
+Opened OpenTorchDist(Io& io, const std::string& folder) {
+  torch_dist::Contents contents = torch_dist::Read(io, folder, {kGiB, 1000}, [](std::string_view) { return true; });
+  Opened opened{std::move(contents.tensors), {}};
+  for (const torch_dist::DataFile& file : contents.files) opened.files.push_back(file.path);
+  return opened;
+}
+
+// Those of which torch has whole bytes.
+std::vector<Dtype> TorchDtypes() {
+  std::vector<Dtype> dtypes;
+  for (const DtypeRow& row : Dtypes())
+    if (!row.torch.empty() && row.bits % 8 == 0) dtypes.push_back(row.dtype);
+  return dtypes;
+}
+
 }  // namespace
 
 std::span<const Format> Formats() {
   static const Format kFormats[] = {
-      {"safetensors", AllDtypes(), true, false, LayOutSafetensors, OpenSafetensors, "tied-shared-fp32-zarr/hf",
+      {"safetensors", AllDtypes(), true, false, true, LayOutSafetensors, OpenSafetensors, "tied-shared-fp32-zarr/hf",
        "model.norm.weight"},
       {"zarr2",
        {Dtype::kF16, Dtype::kBF16, Dtype::kF32},
        false,
        false,
+       true,
        LayOutZarr2,
        OpenZarr2,
        "tied-shared-fp32-zarr/nemo/model_weights",
        "model.decoder.final_layernorm.weight"},
-      {"safetensors_in_tar", AllDtypes(), true, true, LayOutTar, OpenTar, "packed", "model.norm.weight"},
+      {"safetensors_in_tar", AllDtypes(), true, true, true, LayOutTar, OpenTar, "packed", "model.norm.weight"},
+      {"torch_dist", TorchDtypes(), true, false, false, LayOutTorchDist, OpenTorchDist, "tied-shared-fp32-zarr/dcp",
+       "model.norm.weight"},
   };
   return kFormats;
 }

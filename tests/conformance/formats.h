@@ -25,6 +25,8 @@ struct Format {
   bool tells_shapes_twice;
   // Files end in padding, and what is cut off that is not missed.
   bool padded;
+  // Every byte of every file is someone's: none may follow the last.
+  bool owns_whole_files;
   // The files of a folder that holds these tensors (name, dtype and shape count). Fills in their chunks.
   std::vector<FileLayout> (*lay_out)(std::vector<StoredTensor>& tensors);
   // Opens a folder. Headers only.
