@@ -22,14 +22,16 @@ constexpr std::string_view kMetadata = ".metadata";
 // Both ends of an item, read at once each: all of it but the tensor's bytes lies there, in many small pieces.
 class Ends : public File {
  public:
-  Ends(File& file, ByteRange item) : file_(file), item_(item) {
-    head_.resize(std::min(item.size, 2 * kEnd));
-    if (item.size > 2 * kEnd) {
-      head_.resize(kEnd);
-      tail_.resize(kEnd);
-      file.ReadAt(tail_.data(), kEnd, item.end() - kEnd);
-    }
-    if (!head_.empty()) file.ReadAt(head_.data(), head_.size(), item.offset);
+  explicit Ends(File& file) : file_(file) {}
+
+  // What is read from here on is of this item.
+  void Take(ByteRange item) {
+    item_ = item;
+    const bool is_long = item.size > 2 * kEnd;
+    head_.resize(is_long ? kEnd : item.size);
+    tail_.resize(is_long ? kEnd : 0);
+    if (!head_.empty()) file_.ReadAt(head_.data(), head_.size(), item.offset);
+    if (!tail_.empty()) file_.ReadAt(tail_.data(), tail_.size(), item.end() - kEnd);
   }
 
   void ReadAt(void* buffer, uint64_t size, uint64_t offset) override {
@@ -56,7 +58,7 @@ class Ends : public File {
   }
 
   File& file_;
-  const ByteRange item_;
+  ByteRange item_;
   std::string head_, tail_;
 };
 
@@ -111,12 +113,16 @@ class Reader {
       return std::tie(a.file, a.offset, a.tensor, a.chunk) < std::tie(b.file, b.offset, b.tensor, b.chunk);
     });
     std::unique_ptr<File> file;
+    std::unique_ptr<Ends> ends;
     uint32_t open = UINT32_MAX;
     for (const Place& place : places) {
-      if (place.file != open) file = io_.OpenRead(contents_.files[open = place.file].path);
+      if (place.file != open) {
+        file = io_.OpenRead(contents_.files[open = place.file].path);
+        ends = std::make_unique<Ends>(*file);
+      }
       Tensor& tensor = metadata.tensors[place.tensor];
       try {
-        ReadItem(*file, tensor.items[place.chunk], tensor.stored, tensor.stored.chunks[place.chunk]);
+        ReadItem(*ends, tensor.items[place.chunk], tensor.stored, tensor.stored.chunks[place.chunk]);
       } catch (Error& error) {
         error.At("reading", contents_.files[open].path).Tensor(tensor.stored.name);
         throw;
@@ -124,13 +130,13 @@ class Reader {
     }
   }
 
-  void ReadItem(File& file, ByteRange item, const StoredTensor& tensor, Chunk& chunk) {
+  void ReadItem(Ends& ends, ByteRange item, const StoredTensor& tensor, Chunk& chunk) {
     const DataFile& whole = contents_.files[chunk.file];
     if (item.end() > whole.size)
       throw Error(Code::kCorrupt, fmt::format("the item of bytes {} to {} ends behind the file's {} bytes, expected it "
                                               "within; the file may be cut off",
                                               item.offset, item.end(), whole.size));
-    Ends ends(file, item);
+    ends.Take(item);
     const torch_pickle::TorchFile opened(ends, whole.path, item, limits_);
     const std::optional<StoredTensor> found = opened.TensorOf(opened.root(), chunk.file);
     if (!found) throw Error(Code::kCorrupt, "the item is no tensor, expected one");
