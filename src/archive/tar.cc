@@ -24,6 +24,7 @@ constexpr uint64_t kMaxEnd = kMiB;         // of zeros behind the last member: b
 constexpr uint64_t kMaxExtended = kMiB;    // of one extended header
 constexpr uint64_t kMaxName = 4096;
 constexpr size_t kMaxDepth = 32;
+constexpr uint64_t kPerEntry = 256;  // bytes of memory that a member takes besides its name, three times
 
 // Fields of a header block: offset and size.
 struct Field {
@@ -32,7 +33,7 @@ struct Field {
 };
 constexpr Field kName{0, 100}, kMode{100, 8}, kUid{108, 8}, kGid{116, 8}, kSize{124, 12}, kTime{136, 12}, kSum{148, 8},
     kType{156, 1}, kMagic{257, 8}, kPrefix{345, 155};
-constexpr std::string_view kUstar = "ustar\00000"sv, kGnu = "ustar  \0"sv;
+constexpr std::string_view kUstar = "ustar\00000"sv;
 
 std::string_view ToNul(std::string_view field) { return field.substr(0, field.find('\0')); }
 
@@ -192,7 +193,7 @@ class TarReader {
     if (size > kMaxExtended)
       throw Corrupt(fmt::format("an extended header of {} bytes, expected at most {}", size, kMaxExtended));
     const ByteRange range = Take(size);
-    Hold(size + sizeof(Said));
+    Hold(size + kPerEntry);
     std::string bytes(size, '\0');
     if (size) file_.ReadAt(bytes.data(), size, range.offset);
     return bytes;
@@ -359,7 +360,7 @@ class TarReader {
 
   Entry& Enter(const std::string& name, Entry entry) {
     const auto [found, fresh] = entries_.try_emplace(Folded(name), std::move(entry));
-    if (fresh) Hold(2 * name.size() + 2 * sizeof(Entry));
+    if (fresh) Hold(3 * name.size() + kPerEntry);
     if (found->second.name != name)
       throw Corrupt(fmt::format("it is also there as '{}', expected names that differ by more than case",
                                 Visible(found->second.name)));

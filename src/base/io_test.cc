@@ -50,6 +50,20 @@ Error ErrorOf(Call call) {
   return Error(Code::kInternal, "nothing was thrown");
 }
 
+TEST(PosixIo, ATemporaryFileIsReadAndWrittenAndHasNoName) {
+  const ScratchFolder scratch;
+  const auto file = PosixIo().OpenTemporary(scratch.path());
+  file->WriteAt("abc", 3, 2);
+  char bytes[6] = {};
+  file->ReadAt(bytes, 5, 0);
+  EXPECT_EQ(std::string(bytes, 5), std::string("\0\0abc", 5));
+  EXPECT_EQ(file->Info().size, 5u);
+  EXPECT_THAT(PosixIo().List(scratch.path()), ElementsAre());
+  const Error error = ErrorOf([&] { PosixIo().OpenTemporary(scratch / "missing"); });
+  EXPECT_EQ(error.code(), Code::kNotFound);
+  EXPECT_EQ(error.path(), scratch / "missing");
+}
+
 TEST(PosixFile, WritesAndReadsAtAnyOffsetWhateverTheSize) {
   const ScratchFolder scratch;
   const std::string bytes = Pattern(3 * kMiB + 17);  // four system calls

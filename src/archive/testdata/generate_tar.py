@@ -35,3 +35,40 @@ with open("big_header.tar", "wb") as file:
     file.write(big.tobuf(tarfile.PAX_FORMAT))
 with open("big_header_gnu.tar", "wb") as file:
     file.write(big.tobuf(tarfile.GNU_FORMAT))
+
+# -- the corpus of tar_fuzz: a trick each, and the shortest end
+
+
+def corpus(name, tar):
+    os.makedirs("../tar_corpus", exist_ok=True)
+    with open(f"../tar_corpus/{name}", "wb") as out:
+        out.write(tar + bytes(1024))
+
+
+def member(name, data=b"", tar_format=tarfile.USTAR_FORMAT, **fields):
+    info = info_of(name, data)
+    for field, value in fields.items():
+        setattr(info, field, value)
+    return info.tobuf(tar_format) + data + bytes(-len(data) % 512)
+
+
+folder = member("./", type=tarfile.DIRTYPE)
+config = member("./model_config.yaml", b"a: 1\n")
+corpus("plain", folder + config + member("./w", type=tarfile.DIRTYPE) + member("./w/x", b"y" * 600))
+corpus("no_dots", member("model_config.yaml", b"a: 1\n") + member("w/x", b"y"))
+corpus("prefix", member("p" * 90 + "/" + "n" * 90, b"1"))
+corpus("pax_path", member("./" + LONG, b"1", tarfile.PAX_FORMAT))
+corpus("pax_size", member("./a", b"1", tarfile.PAX_FORMAT, pax_headers={"size": "1"}))
+corpus("pax_time", member("./a", b"1", tarfile.PAX_FORMAT, mtime=1.5))
+corpus("pax_global", tarfile.TarInfo.create_pax_global_header({"comment": "c", "size": "1"}) + member("./a", b"1"))
+corpus("pax_out", member("./a", b"1", tarfile.PAX_FORMAT, pax_headers={"path": "../a"}))
+corpus("gnu_name", member("./" + LONG, b"1", tarfile.GNU_FORMAT))
+corpus("gnu_link", member("./a", b"", tarfile.GNU_FORMAT, type=tarfile.SYMTYPE, linkname="l" * 120))
+corpus("sparse", member("./a", b"", tarfile.PAX_FORMAT, pax_headers={"GNU.sparse.map": "0,1"}))
+corpus("twice", config + member("model_config.yaml", b"a: 2\n"))
+corpus("case", config + member("./MODEL_config.yaml", b"a: 2\n"))
+corpus("utf8", member("./\u00e9", b"1", tarfile.GNU_FORMAT))
+corpus("big", member("./big", b"", tarfile.GNU_FORMAT, size=9 << 30))
+corpus("links", member("./a", type=tarfile.LNKTYPE, linkname="./b") + member("./c", type=tarfile.FIFOTYPE))
+corpus("file_as_folder", member("./a", b"1") + member("./a/b", b"2"))
+corpus("empty", b"")
