@@ -267,7 +267,7 @@ class TarReader {
     if (!member.folder && raw.ends_with('/')) throw Corrupt("the name of a file ends in '/', expected a name");
     member.name = Relative(raw);
     member.data = Take(size);
-    if (member.name.empty() && member.folder) return AddRoot();
+    if (member.name.empty()) return AddRoot(member);
     Claim(member);
     members_.push_back(std::move(member));
     if (members_.size() > limits_.max_members)
@@ -336,7 +336,8 @@ class TarReader {
     return std::string(name);
   }
 
-  void AddRoot() {
+  void AddRoot(const TarMember& member) {
+    if (!member.folder) throw Corrupt("the archive's root is a file, expected a folder");
     if (std::exchange(has_root_, true)) throw Corrupt("the archive's root is there twice, expected once");
   }
 

@@ -9,6 +9,7 @@
 #include <iostream>
 #include <string>
 
+#include "archive/tar.h"
 #include "base/error.h"
 #include "base/json.h"
 #include "gtest/gtest.h"
@@ -34,6 +35,16 @@ Files WithoutOurs(Files files) {
   return files;
 }
 
+const std::string kPacked = "/packed/m.nemo";
+
+std::string Packed(const Files& files) {
+  FileLayout layout;
+  TarLayout tar(layout);
+  for (const auto& [path, bytes] : files) tar.AddFile(path, std::string_view(bytes));
+  tar.Finish();
+  return layout.literals[0].bytes;
+}
+
 struct Case {
   const char *name, *input, *to;
   const char* old;  // what --override replaces; empty: nothing is there
@@ -48,6 +59,7 @@ void SmallShards(ConvertOptions& options) {
   options.max_shard_size = 30'000;
   options.dtype = "fp32";
 }
+void FromPacked(ConvertOptions& options) { options.input = kPacked; }
 void SeveralTasks(ConvertOptions& options) { options.tasks = 3; }
 void SeveralWorkers(ConvertOptions& options) { options.run.workers = 3; }
 
@@ -64,6 +76,7 @@ const Case kCases[] = {
     {"HfToHfOverNemo", "llama-tp2-bf16-zarr/hf", "hf", "mistral-bf16-zarr/nemo", SmallShards},
     {"NemoToHfWithThreeWorkers", "llama-tp2-bf16-zarr/nemo", "hf", "", SeveralWorkers},
     {"HfToNemoByThreeTasks", "llama-tp2-bf16-zarr/hf", "nemo", "", SeveralTasks},
+    {"PackedNemoToHf", "llama-tp2-bf16-zarr/nemo", "hf", "", FromPacked},
     {"NemoToHfByThreeTasksOverHf", "llama-tp2-bf16-zarr/nemo", "hf", "mistral-bf16-zarr/hf", SeveralTasks},
 };
 
@@ -105,6 +118,7 @@ class ConversionFault : public testing::TestWithParam<Case> {
   // Source and old target, as long on the disk.
   void Prepare(Io& io) const {
     PutFiles(io, "/in", source_);
+    PutFiles(io, ParentOf(kPacked), {{"m.nemo", Packed(source_)}});
     PutFiles(io, kOut, old_);
     if (replace()) {
       Json receipt = {{"plan_id", "fedcba9876543210"}, {"files", Json::array()}};
