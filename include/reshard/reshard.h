@@ -65,12 +65,13 @@ struct TrtllmTarget {
 
 struct ConvertOptions {
   std::string input, output;  // folders
-  std::string from, to;       // kinds: "hf", "nemo", "trtllm"; `from` may be empty
+  std::string from, to;       // kinds: "hf", "nemo", "nemo2", "megatron", "trtllm"; `from` may be empty
   std::string model_type;     // "llama", "qwen", or empty
   std::string hf_model_name;  // a folder, or a name on the hub: template of what NeMo cannot say, and tokenizer
   // The format of the target's weights, where its kind has several: of hf "safetensors", "bin" or "dcp", of nemo
-  // "zarr", "torch_dist" or "ranks"; empty: the first.
+  // "zarr", "torch_dist" or "ranks", of nemo2 and megatron "torch_dist" or "zarr"; empty: the first.
   std::string weights;
+  std::string nemo2_context;          // the folder that becomes the context of a nemo2 target; empty: it is made
   uint64_t tp_size = 1, pp_size = 1;  // of a target that is cut into ranks: tensor ranks, pipeline stages
   std::string dtype;                  // "bf16", "fp16", "fp32" and the spellings of --precision; empty: as the source
   uint64_t max_shard_size = 10'000'000'000;  // bytes of one safetensors file

@@ -90,6 +90,7 @@ TargetOptions TargetOptionsOf(const Kind& kind, const ConvertOptions& given) {
   target.max_shard_size = given.max_shard_size;
   target.untie_embeddings = given.untie_embeddings;
   target.rope_config_only = given.rope_config_only;
+  target.nemo2_context = given.nemo2_context;
   target.weights = WeightsOf(kind, given.weights);
   target.tp = given.tp_size;
   target.pp = given.pp_size;
@@ -379,6 +380,7 @@ struct Conversion::State {
                    {"dtype", options.dtype},
                    {"max_shard_size", options.max_shard_size},
                    {"weights", target.weights},
+                   {"nemo2_context", options.nemo2_context},
                    {"tp_size", options.tp_size},
                    {"pp_size", options.pp_size},
                    {"vocab_size", options.vocab_size ? Json(*options.vocab_size) : Json(nullptr)},

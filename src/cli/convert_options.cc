@@ -19,9 +19,9 @@ std::vector<OptionRow> ConvertRows() {
        [](Options& o, const std::string& v) { o.convert.input = v; }, "", "", kPath},
       {"--output_model,--out_path", "PATH", kConvert, "the folder to make (same as OUT)",
        [](Options& o, const std::string& v) { o.convert.output = v; }, "", "", kPath},
-      {"--convert_from,--from", "KIND", kConvert, "hf, nemo or trtllm; by default what IN is",
+      {"--convert_from,--from", "KIND", kConvert, "hf, nemo, nemo2, megatron or trtllm; by default what IN is",
        [](Options& o, const std::string& v) { o.convert.from = v; }},
-      {"--convert_to,--to", "KIND", kConvert, "hf, nemo or trtllm",
+      {"--convert_to,--to", "KIND", kConvert, "hf, nemo, nemo2, megatron or trtllm",
        [](Options& o, const std::string& v) { o.convert.to = v; }},
       {"--model_type", "GROUP", kConvert | kInspect | kVerify,
        "llama (Llama, Mistral) or qwen (Qwen 2, 3); by default as\nthe files say",
@@ -29,15 +29,16 @@ std::vector<OptionRow> ConvertRows() {
          o.convert.model_type = OneOf("--model_type", v, {"llama", "qwen"});
        }},
       {"--hf_model_name", "NAME", kConvert | kInspect | kVerify,
-       "a folder or a hub name: the tokenizer of a NeMo target, the\nconfig and tokenizer that a NeMo or trtllm source "
-       "came from",
-       [](Options& o, const std::string& v) { o.convert.hf_model_name = v; }, "nemo trtllm", "nemo", kPath},
+       "a folder or a hub name: the tokenizer of a NeMo or Megatron\ntarget, the config and tokenizer that a source of "
+       "another\nkind than hf came from",
+       [](Options& o, const std::string& v) { o.convert.hf_model_name = v; }, "nemo nemo2 megatron trtllm",
+       "nemo nemo2 megatron", kPath},
       {"--dtype,--precision", "DTYPE", kConvert, "bf16, fp16 or fp32; by default every tensor keeps its own",
        [](Options& o, const std::string& v) { o.convert.dtype = v; }},
       {"--vocab_size", "N", kConvert | kInspect | kVerify,
        "rows of the vocabulary without padding, where a source\ndoes not say",
        [](Options& o, const std::string& v) { o.convert.vocab_size = Count("--vocab_size", v, 1, uint64_t{1} << 23); },
-       "nemo trtllm"},
+       "nemo nemo2 megatron trtllm"},
       {"--untie_embeddings", "", kConvert, "write the head of a tied model as a tensor of its own",
        [](Options& o, const std::string&) { o.convert.untie_embeddings = true; }},
       {"--allow_rope", "config_only", kConvert, "store rope settings that no NeMo model reads, for the way back",
@@ -57,12 +58,15 @@ std::vector<OptionRow> ConvertRows() {
        },
        "", "hf"},
       {"--nemo_weights", "FORMAT", kConvert,
-       "nemo, nemo2: zarr (the default of nemo), torch_dist (that of\nnemo2), or ranks: the old files of --tp_size by "
-       "--pp_size\nranks",
+       "nemo, nemo2, megatron: zarr (the default of nemo),\ntorch_dist (that of the others), or ranks: the old files "
+       "of\n--tp_size by --pp_size ranks",
        [](Options& o, const std::string& v) {
          o.convert.weights = OneOf("--nemo_weights", v, {"zarr", "torch_dist", "ranks"});
        },
-       "", "nemo nemo2"},
+       "", "nemo nemo2 megatron"},
+      {"--nemo2_context", "PATH", kConvert,
+       "nemo2: a folder that becomes OUT/context as it is; by\ndefault one is made",
+       [](Options& o, const std::string& v) { o.convert.nemo2_context = v; }, "", "nemo2", kPath},
       {"--override", "", kConvert,
        "replace what OUT holds, once the new checkpoint is complete;\nwhat another command has staged is discarded at "
        "once",

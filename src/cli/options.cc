@@ -224,7 +224,8 @@ void TakePaths(const CommandRow& command, Options& options) {
     if (!paths.empty()) throw Usage("the word '" + paths[0] + "' is one too many, expected IN and OUT");
     if (options.convert.input.empty()) throw Usage("there is no input, expected IN or --input_model");
     if (options.convert.output.empty()) throw Usage("there is no output, expected OUT or --output_model");
-    if (options.convert.to.empty()) throw Usage("there is no target kind, expected --to=hf, nemo or trtllm");
+    if (options.convert.to.empty())
+      throw Usage("there is no target kind, expected --to=hf, nemo, nemo2, megatron or trtllm");
     std::string& output = options.convert.output;
     while (output.size() > 1 && output.back() == '/') output.pop_back();
     options.target_folder = output;

@@ -12,6 +12,8 @@ BASES = {
     "hf": (tiny_model.write_hf, TO_NEMO),
     "hf to trtllm": (tiny_model.write_hf, ("--to=trtllm", "--checkpoint_only")),
     "nemo": (tiny_model.write_nemo, TO_HF),
+    "nemo2": (tiny_model.write_nemo2, TO_HF),
+    "megatron": (tiny_model.write_megatron, TO_HF),
     "trtllm": (tiny_model.write_trtllm, ("--to=hf", "--quiet")),
 }
 

@@ -10,8 +10,8 @@ if __name__ == "__main__":
 
 import cases  # noqa: E402
 
-for module in ("safetensors_cases", "hf_folder_cases", "yaml_cases", "zarr_cases", "torch_cases", "torch_dist_cases", "tar_cases",
-               "trtllm_cases"):
+for module in ("safetensors_cases", "hf_folder_cases", "yaml_cases", "zarr_cases", "megatron_cases", "torch_cases",
+               "torch_dist_cases", "tar_cases", "trtllm_cases"):
     importlib.import_module(module)
 
 BAD_INPUTS = cases.BAD_INPUTS

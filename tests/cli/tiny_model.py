@@ -324,6 +324,70 @@ def write_nemo(folder, settings=CONFIG, named=None):
     return folder
 
 
+# ---------------------------------------------------------------- NeMo 2 and Megatron folders
+
+def mcore_fields(settings=CONFIG):
+    """The fields of a config in megatron-core's names."""
+    return {
+        "num_layers": settings["num_hidden_layers"], "hidden_size": settings["hidden_size"],
+        "ffn_hidden_size": settings["intermediate_size"], "num_attention_heads": settings["num_attention_heads"],
+        "num_query_groups": settings["num_key_value_heads"], "kv_channels": None, "seq_length": 64,
+        "layernorm_epsilon": 1e-05, "init_method_std": 0.02, "rotary_base": 10000.0, "vocab_size": settings["vocab_size"],
+        "make_vocab_size_divisible_by": 1, "share_embeddings_and_output_weights": False, "add_bias_linear": False,
+        "add_qkv_bias": False, "gated_linear_unit": True, "normalization": "RMSNorm", "position_embedding_type": "rope",
+    }
+
+
+def write_dist_weights(folder, prefix, settings=CONFIG):
+    for key, (dtype, values, chunks) in nemo_arrays(settings, tensors(settings)).items():
+        write_zarr(folder / (prefix + key.removeprefix("model.")), dtype, values, chunks)
+    (folder / "metadata.json").write_text(json.dumps({"sharded_backend": "zarr", "sharded_backend_version": 1,
+                                                      "common_backend": "torch", "common_backend_version": 1}))
+
+
+def yaml_lines(fields, indent):
+    """Block YAML of numbers, texts, null and truth values; its floats have a point."""
+    return "".join(f"{indent}{key}: {json.dumps(value)}\n".replace(" 1e", " 1.0e") for key, value in fields.items())
+
+
+def fiddle_config(key, module, name, arguments, paths=()):
+    """The objects that fiddle's JSON has of a configured class; arguments are values of it."""
+    pyref = {"type": "pyref", "module": module, "name": name}
+    names = {"type": {"type": "pyref", "module": "builtins", "name": "tuple"},
+             "items": [[f"Index(index={i})", argument] for i, argument in enumerate(arguments)], "metadata": None}
+    metadata = {"type": "pyref", "module": "fiddle._src.config", "name": "BuildableTraverserMetadata"}
+    fields = [["Attr(name='fn_or_cls')", pyref], ["Attr(name='argument_names')", {"type": "ref", "key": key + "_names"}]]
+    config = {"type": {"type": "pyref", "module": "fiddle._src.config", "name": "Config"},
+              "items": [[f"Attr(name='{argument}')", value] for argument, value in arguments.items()],
+              "metadata": {"type": "ref", "key": key + "_metadata"}, "paths": list(paths)}
+    return {key + "_names": names, key + "_metadata": {"type": metadata, "items": fields, "metadata": metadata}, key: config}
+
+
+def write_io_json(path, settings=CONFIG):
+    fields = {k: {"type": "leaf", "value": v} for k, v in mcore_fields(settings).items()}
+    llama = "nemo.collections.llm.gpt.model.llama"
+    objects = fiddle_config("llama_config_1", llama, "LlamaConfig", fields)
+    objects |= fiddle_config("llama_model_1", llama, "LlamaModel", {"config": {"type": "ref", "key": "llama_config_1"}})
+    objects |= fiddle_config("trainer_context_1", "nemo.lightning.io.pl", "TrainerContext",
+                             {"model": {"type": "ref", "key": "llama_model_1"}})
+    document = {"root": {"type": "ref", "key": "trainer_context_1"}, "objects": objects, "refcounts": {}, "version": "0.0.1"}
+    path.write_text(json.dumps(document))
+
+
+def write_nemo2(folder, settings=CONFIG):
+    (folder / "context").mkdir(parents=True)
+    write_io_json(folder / "context" / "io.json", settings)
+    write_dist_weights(folder / "weights", "module.", settings)
+
+
+def write_megatron(folder, settings=CONFIG):
+    iteration = folder / "iter_0000100"
+    write_dist_weights(iteration, "", settings)
+    target = "  _target_: megatron.bridge.models.gpt_provider.GPTModelProvider\n  activation_func: silu\n"
+    (iteration / "run_config.yaml").write_text("model:\n" + target + yaml_lines(mcore_fields(settings), "  "))
+    (folder / "latest_checkpointed_iteration.txt").write_text("100")
+
+
 # ---------------------------------------------------------------- TensorRT-LLM folder
 
 def trtllm_config(settings, tp, pp):

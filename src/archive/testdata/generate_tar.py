@@ -40,8 +40,8 @@ with open("big_header_gnu.tar", "wb") as file:
 
 
 def corpus(name, tar):
-    os.makedirs("../tar_corpus", exist_ok=True)
-    with open(f"../tar_corpus/{name}", "wb") as out:
+    os.makedirs("../corpus_tar", exist_ok=True)
+    with open(f"../corpus_tar/{name}", "wb") as out:
         out.write(tar + bytes(1024))
 
 

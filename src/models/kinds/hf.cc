@@ -420,14 +420,17 @@ std::string ArtifactName(const std::string& name) {
 
 void AddCopies(const Checkpoint& source, LaidOut& out) {
   const bool use_template = source.kind != kHuggingFace.name && !source.template_path.empty();
-  if (use_template) out.copies = source.template_files;
+  out.copies = use_template ? source.template_files : source.tokenizer_files;
   for (const std::string& name : source.side_files) {
     if (name == "config.json") continue;
+    const std::string path = JoinPath(source.folder, name);
+    if (std::any_of(out.copies.begin(), out.copies.end(), [&](const FileCopy& copy) { return copy.from == path; }))
+      continue;
     std::string to = source.kind == kHuggingFace.name ? (IsCarried(name) ? name : "") : ArtifactName(name);
     if (to.empty() || use_template) {
       out.left.push_back(name);
     } else {
-      out.copies.push_back({JoinPath(source.folder, name), to});
+      out.copies.push_back({path, to});
     }
   }
 }

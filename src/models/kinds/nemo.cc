@@ -149,7 +149,7 @@ std::string TokenizerFile(const Checkpoint& source, const std::string& name) {
     auto found = std::find(source.side_files.begin(), source.side_files.end(), name);
     return found == source.side_files.end() ? "" : JoinPath(source.folder, name);
   }
-  for (const FileCopy& copy : source.template_files)
+  for (const FileCopy& copy : source.template_path.empty() ? source.tokenizer_files : source.template_files)
     if (copy.to == name) return copy.from;
   return "";
 }
