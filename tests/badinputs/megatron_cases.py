@@ -390,3 +390,10 @@ def tracker_of_a_release(folder):
     """a tracker that says release, and blanks"""
     (folder / ITERATION).rename(folder / "release")
     (folder / TRACKER).write_text("release \n")
+
+
+@valid(MEGATRON, "megatron")
+def tracker_of_iteration_0(folder):
+    """a tracker of 0, as Megatron-Bridge writes it of what it imports"""
+    (folder / ITERATION).rename(folder / "iter_0000000")
+    (folder / TRACKER).write_text("0")

@@ -105,12 +105,6 @@ def test_memory_below_the_need_names_the_need(source, tmp_path):
     assert_refused(run("convert", source, tmp_path / "out", *TO_NEMO, "--max_memory=1KiB"), (2,), r"max_memory", r"\d")
 
 
-@pytest.mark.parametrize("words, said", [(("--to=megatron",), r"megatron")])
-def test_what_is_not_there_yet_is_refused_by_name(source, tmp_path, words, said):
-    assert_refused(run("convert", source, tmp_path / "out", *words), (5,), said)
-    assert not (tmp_path / "out").exists()
-
-
 @pytest.mark.parametrize("base, word, said", [
     ("hf", "--num_gpus=8", r"num_gpus"), ("hf", "--num_nodes=2", r"num_nodes"), ("nemo", "--cpu-only", r"cpu[-_]only"),
     ("nemo", "--tmp-out-path=x.pt", r"tmp[-_]out[-_]path")])

@@ -23,7 +23,10 @@ import torch
 
 def load(c, job):
     model = mcore_cpu.build(c, torch.float32, job.get("rows"))
-    mcore_cpu.load(model, pathlib.Path(job["weights"]), job["prefix"], strict="raise_all")
+    state = mcore_cpu.sharded(model, job["prefix"])
+    got = mcore_cpu.dist_checkpointing.load(state, job["weights"], strict="raise_all")
+    weights = {k.removeprefix(job["prefix"]): v for k, v in got.items() if k in state and "core_attention._extra_state" not in k}
+    model.load_state_dict(weights)
     got = mcore_cpu.logits(model, models.token_ids(c.vocab_size))[..., : c.vocab_size]
     return (got - models.logits(job["hf"])).abs().max().item()
 

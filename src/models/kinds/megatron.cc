@@ -126,6 +126,10 @@ LaidOut LayOut(Io& io, const Checkpoint& source, const Model& model, const Targe
   } catch (Error& error) {
     throw error.At("reading", source.config_path);
   }
+  if (tokenizer.name.empty())
+    out.notes.push_back(
+        fmt::format("the config names no tokenizer, whose files are in {}/{}; --hf_model_name names one", folder,
+                    kTokenizerFolder));
   for (FileCopy& copy : tokenizer.files)
     out.copies.push_back({std::move(copy.from), fmt::format("{}/{}/{}", folder, kTokenizerFolder, copy.to)});
   out.files.push_back(LiteralFile(JoinPath(folder, "run_config.yaml"), std::move(texts.run_config)));
