@@ -61,7 +61,7 @@ def test_families():
 def test_formats():
     text = json.dumps(parsed("formats")) + run("formats").out
     assert "safetensors" in text and "zarr" in text
-    assert [row["kind"] for row in parsed("formats")] == ["hf", "nemo", "trtllm"]
+    assert [row["kind"] for row in parsed("formats")] == ["hf", "nemo", "trtllm", "nemo2", "megatron"]
 
 
 def edit_yaml(folder, old, new):
