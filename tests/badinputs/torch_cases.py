@@ -506,9 +506,15 @@ def state_dict_in_itself():
     """state dict that holds itself"""
 
 
-@of_pickle(5, pickled(b"}"), r"no tensor")
-def no_tensors():
+@bad(GROUP, "hf bin", 6, r"model\.norm\.weight", r"missing")
+def no_tensors(folder):
     """empty dict"""
+    rewrite(folder, pickle=pickled(b"}"))
+
+
+@of_pickle(5, pickled(dict_of([("step", number(7))])), r"no tensor")
+def no_tensors_but_a_number():
+    """dict without a tensor"""
 
 
 @of_pickle(4, pickled(dict_of([*values_of(tensors()).items(), (NORM, norm())])), NORM_SAID, r"twice")

@@ -6,6 +6,7 @@
 #include "base/bytes.h"
 #include "formats/safetensors/safetensors.h"
 #include "formats/torch_dist/torch_dist.h"
+#include "formats/torch_pickle/torch_pickle.h"
 #include "formats/zarr2/zarr2.h"
 
 namespace reshard::conformance {
@@ -65,6 +66,29 @@ Opened OpenZarr2(Io& io, const std::string& folder) {
   OpenArrays(io, folder, "", files, opened.tensors);
   for (const zarr2::ChunkFile& file : files) opened.files.push_back(file.path);
   return opened;
+}
+
+// -- torch_pickle: a folder of one file, whose tensors lie in the order that they are given in ------------------------
+
+constexpr const char* kTorchPickle = "pytorch_model.bin";
+
+std::vector<FileLayout> LayOutTorchPickle(std::vector<StoredTensor>& tensors) {
+  std::vector<StoredTensor*> sorted;
+  for (StoredTensor& tensor : tensors) sorted.push_back(&tensor);
+  std::sort(sorted.begin(), sorted.end(), [](const auto* a, const auto* b) { return a->name < b->name; });
+  return {torch_pickle::LayOut(kTorchPickle, sorted, 0)};
+}
+
+Opened OpenTorchPickle(Io& io, const std::string& folder) {
+  const std::string path = JoinPath(folder, kTorchPickle);
+  std::vector<std::string> ignored;
+  return {torch_pickle::ReadStateDict(io, path, 0, {kGiB, UINT64_MAX}, ignored), {path}};
+}
+
+std::vector<Dtype> WholeByteDtypes() {
+  std::vector<Dtype> dtypes = AllDtypes();
+  std::erase_if(dtypes, [](Dtype dtype) { return ItemSize(dtype) == 0; });
+  return dtypes;
 }
 
 // -- a tar of one safetensors file: an archive keeps what the format within promises
@@ -146,6 +170,8 @@ std::span<const Format> Formats() {
        "model.decoder.final_layernorm.weight"},
       {"safetensors_in_tar", AllDtypes(), true, true, true, LayOutTar, OpenTar, "packed", "model.norm.weight"},
       {"torch_dist", TorchDtypes(), true, false, false, LayOutTorchDist, OpenTorchDist, "tied-shared-fp32-zarr/dcp",
+       "model.norm.weight"},
+      {"torch_pickle", WholeByteDtypes(), true, false, true, LayOutTorchPickle, OpenTorchPickle, "pickled",
        "model.norm.weight"},
   };
   return kFormats;

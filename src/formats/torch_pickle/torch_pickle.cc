@@ -497,7 +497,7 @@ bool HoldsTensors(const Node& dict) {
 bool IsExtraState(std::string_view name) { return name.ends_with("_extra_state"); }
 
 const Node& StateDictOf(const Node& root) {
-  if (HoldsTensors(root)) return root;
+  if (HoldsTensors(root) || (root.type == Type::kDict && root.items.empty())) return root;
   for (std::string_view key : kStateDictKeys)
     if (const Node* dict = pickle::Find(root, key); dict && HoldsTensors(*dict)) return *dict;
   if (root.type == Type::kObject) RefuseCall(root);

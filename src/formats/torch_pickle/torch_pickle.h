@@ -44,8 +44,8 @@ class TorchFile {
 
 // The state dict of a file: tensors by name. It is the object itself, or what that has under "state_dict", "model" or
 // "module" where it holds no tensor itself. Names of other entries go to `ignored`. Errors: those of TorchFile;
-// kCorrupt where the same name is there twice; kUnsupported where no tensor is found, or where one is what a call of
-// another function gives (named: nothing is called).
+// kCorrupt where the same name is there twice; kUnsupported where no tensor is found in what is no empty dict, or where
+// one is what a call of another function gives (named: nothing is called).
 std::vector<StoredTensor> ReadStateDict(Io& io, const std::string& path, uint32_t file, const Limits& limits,
                                         std::vector<std::string>& ignored);
 
