@@ -35,8 +35,9 @@ struct RunOptions {
   uint64_t max_memory = uint64_t{256} << 20;
   unsigned workers = 0;                           // 0: as many as there are cores, 2 to 8
   std::function<void(const Progress&)> progress;  // told at most ten times a second, by one thread at a time
-  // When it turns true, calls that move, compare or unpack data stop within a step and throw kCancelled; calls that read
-  // headers only (Inspect, Conversion's constructor, where the source is not compressed) do not look at it. Not owned.
+  // When it turns true, calls that move, compare or unpack data stop within a step and throw kCancelled; calls that
+  // read headers only (Inspect, Conversion's constructor, where the source is not compressed) do not look at it. Not
+  // owned.
   const std::atomic<bool>* stop = nullptr;
 };
 

@@ -253,7 +253,9 @@ class TarReader {
     Say(said.size, *size, "size");
   }
 
-  Error Sparse() const { return Unsupported("it is a sparse file, expected all of its bytes; pack it again with tar"); }
+  Error Sparse() const {
+    return Unsupported("it is a sparse file, expected all of its bytes; pack it again without --sparse");
+  }
 
   void ReadMember(std::string_view block, char type, uint64_t stored) {
     const std::string raw = NameOf(block);

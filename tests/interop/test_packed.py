@@ -134,3 +134,36 @@ def test_several_tasks_read_one_archive(tmp_path):
     packed = pack(CASE / "nemo", tmp_path / "model.nemo", "w:gz")
     convert(packed, tmp_path / "out", f"--hf_model_name={CASE / 'hf'}", "--convert_tasks=3", to="hf")
     models.assert_equal(models.read(tmp_path / "out"), models.read(CASE / "hf"))
+
+
+@pytest.mark.parametrize("case", ["llama-gqa-bf16-zarr", "qwen2-bias-bf16-zarr"])
+def test_what_is_packed_is_what_tarfile_would_pack(case, tmp_path):
+    """Byte for byte, from the files of the unpacked conversion in the same order."""
+    options = ["--hf_model_name=example/model"]
+    convert(FIXTURES / case / "hf", tmp_path / "folder", *options, to="nemo")
+    convert(FIXTURES / case / "hf", tmp_path / "model.nemo", *options, to="nemo")
+    with tarfile.open(tmp_path / "model.nemo") as tar:
+        names = [member.name for member in tar.getmembers()]
+        tar.extractall(tmp_path / "extracted")
+    assert hashes(tmp_path / "extracted") == hashes(tmp_path / "folder")
+    ours, theirs = (tmp_path / "model.nemo").read_bytes(), io.BytesIO()
+    with tarfile.open(fileobj=theirs, mode="w:") as tar:
+        for name in names:
+            path = tmp_path / "folder" / name
+            info = tarfile.TarInfo(name if name != "." else "./")
+            info.mtime = 315532800
+            info.type, info.mode = (tarfile.DIRTYPE, 0o755) if path.is_dir() else (tarfile.REGTYPE, 0o644)
+            info.size = 0 if path.is_dir() else path.stat().st_size
+            tar.addfile(info, None if path.is_dir() else path.open("rb"))
+    assert ours == theirs.getvalue()
+
+
+@pytest.mark.parametrize("case", ["llama-gqa-bf16-zarr", "tied-twice-bf16-zarr", "llama31-fp32-zarr"])
+def test_through_a_packed_checkpoint_and_back(case, tmp_path):
+    hf = FIXTURES / case / "hf"
+    convert(hf, tmp_path / "model.nemo", f"--hf_model_name={hf}", to="nemo")
+    assert reshard("verify", hf, tmp_path / "model.nemo", "--json").json()["equal"]
+    with gzip.open(tmp_path / "compressed.nemo", "wb", compresslevel=1) as out:
+        out.write((tmp_path / "model.nemo").read_bytes())
+    convert(tmp_path / "compressed.nemo", tmp_path / "back", f"--hf_model_name={hf}", to="hf")
+    models.assert_equal(models.read(tmp_path / "back"), models.read(hf))
