@@ -4,7 +4,8 @@ Like mcore_worker.py, for checkpoints whose config is not NeMo 1's. A job is an 
   load  weights, prefix, rows            a GPTModel of hf's config loads the folder strictly; the result is the greatest
                                          difference of its logits from those of transformers on hf
   save  to, prefix, backend, args, rows  fills a GPTModel from hf and saves it, beside arguments, a version and an
-                                         iteration where args is an object, and with states of an optimizer
+                                         iteration where args is an object, and with states of an optimizer and
+                                         of random numbers
 """
 
 import argparse
@@ -50,6 +51,7 @@ def save(c, job):
         state.update(checkpoint_version=3.0, iteration=1)
         weight = next(x for x in state.values() if isinstance(x, mcore_cpu.ShardedTensor))
         moments = torch.ones_like(weight.data)
+        state["rng_state"] = mcore_cpu.ShardedObject("rng_state", [{"seed": 1}], (1, 1), (0, 0))
         state["optimizer"] = {"exp_avg": mcore_cpu.ShardedTensor.from_rank_offsets("optimizer.state.exp_avg." + weight.key, moments)}
     mcore_cpu.dist_checkpointing.save(state, job["to"], sharded_strategy=(job["backend"], 1))
     return 0

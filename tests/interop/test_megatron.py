@@ -204,6 +204,13 @@ def test_run_config_has_what_megatron_bridge_reads(name, folders):
     assert not run["checkpoint"]["save_rng"] and not run["checkpoint"]["save_optim"]
 
 
+def test_a_folder_that_names_the_tokenizer_is_named_whole(folders, tmp_path):
+    path = folders["llama"][0].path
+    convert(path, tmp_path / "out", f"--hf_model_name={path}/../{path.name}", to="megatron")
+    run = yaml.safe_load((tmp_path / "out" / "iter_0000001" / "run_config.yaml").read_text())
+    assert run["tokenizer"]["tokenizer_model"] == run["model"]["hf_model_id"] == str(path.resolve())
+
+
 def test_the_folder_is_laid_out_as_their_tools_find_it(folders):
     folder = folders["llama"][1]
     assert (folder / "latest_checkpointed_iteration.txt").read_text() == "1"

@@ -94,18 +94,21 @@ KeptTokenizer TokenizerToKeep(Io& io, const Checkpoint& source, const TargetOpti
       out.left.push_back(name);
   }
   kept.name = options.hf_model_name;
-  if (!kept.name.empty() || !kept.files.empty()) return kept;
-  if (source.kind != kHuggingFace.name)
-    throw Error(Code::kInvalidArgument,
-                fmt::format("a {} checkpoint has no tokenizer, expected --hf_model_name to name one", source.kind))
-        .At("reading", source.folder);
-  kept.name = io.Canonical(source.folder);
+  if (kept.name.empty() && kept.files.empty()) {
+    if (source.kind != kHuggingFace.name)
+      throw Error(Code::kInvalidArgument,
+                  fmt::format("a {} checkpoint has no tokenizer, expected --hf_model_name to name one", source.kind))
+          .At("reading", source.folder);
+    kept.name = source.folder;
+    out.notes.push_back("the tokenizer is named by the source's folder; --hf_model_name names another");
+  }
+  if (auto info = kept.name.empty() ? std::nullopt : io.Stat(kept.name);
+      info && info->type == FileInfo::Type::kDirectory)
+    kept.name = io.Canonical(kept.name);  // whoever reads it later stands somewhere else
   if (!IsUtf8(kept.name))
     throw Error(Code::kPermission,
                 "the name of the tokenizer's folder is not UTF-8, expected UTF-8; --hf_model_name names another")
         .At("planning with", kept.name);
-  out.notes.push_back(
-      fmt::format("the tokenizer is named by its folder, {}; --hf_model_name names another", kept.name));
   return kept;
 }
 

@@ -289,7 +289,7 @@ std::string RunConfigText(const Model& model, Json config, const MegatronConfigO
   provider["params_dtype"] = NameInYaml(TorchName(options.dtype));
   provider["tensor_model_parallel_size"] = 1;
   provider["pipeline_model_parallel_size"] = 1;
-  if (!options.hf_model.empty()) provider["hf_model_id"] = options.hf_model;
+  if (!options.tokenizer.empty()) provider["hf_model_id"] = options.tokenizer;
   Json tokenizer = {{"_target_", "megatron.bridge.training.tokenizers.config.TokenizerConfig"},
                     {"tokenizer_type", "HuggingFaceTokenizer"}};
   tokenizer["tokenizer_model"] = options.tokenizer.empty() ? Json() : Json(options.tokenizer);

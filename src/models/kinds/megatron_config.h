@@ -25,8 +25,7 @@ McoreDialect MegatronDialect(const Family* family);
 
 struct MegatronConfigOptions {
   Dtype dtype = Dtype::kBF16;
-  std::string tokenizer;  // a folder or a name of the hub; empty: the folder tokenizer/ beside the weights
-  std::string hf_model;   // the model's name on the hub, or its folder; may be empty
+  std::string tokenizer;  // and the model that it is of: a folder, or a name of the hub; empty: nobody says
   uint64_t iteration = 1;
 };
 
