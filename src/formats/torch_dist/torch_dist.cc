@@ -62,6 +62,9 @@ class Ends : public File {
   std::string head_, tail_;
 };
 
+// Of one item, whose pickle and directory have some hundred bytes each: what a hostile one may cost besides is little.
+constexpr uint64_t kMaxItemHeader = 64 * kKiB, kMaxItemTensors = 100;
+
 class Reader {
  public:
   Reader(Io& io, const std::string& folder, const torch_pickle::Limits& limits)
@@ -137,7 +140,8 @@ class Reader {
                                               "within; the file may be cut off",
                                               item.offset, item.end(), whole.size));
     ends.Take(item);
-    const torch_pickle::TorchFile opened(ends, whole.path, item, limits_);
+    const torch_pickle::TorchFile opened(ends, whole.path, item,
+                                         {std::min(limits_.max_header, kMaxItemHeader), kMaxItemTensors});
     const std::optional<StoredTensor> found = opened.TensorOf(opened.root(), chunk.file);
     if (!found) throw Error(Code::kCorrupt, "the item is no tensor, expected one");
     if (found->dtype != tensor.dtype || !(found->shape == chunk.box.shape))
