@@ -28,6 +28,7 @@ def load(c, job):
     got = mcore_cpu.dist_checkpointing.load(state, job["weights"], strict="raise_all")
     weights = {k.removeprefix(job["prefix"]): v for k, v in got.items() if k in state and "core_attention._extra_state" not in k}
     model.load_state_dict(weights)
+    assert isinstance(got.get("args"), argparse.Namespace) == (not job["prefix"])  # Megatron-LM's own have them
     got = mcore_cpu.logits(model, models.token_ids(c.vocab_size))[..., : c.vocab_size]
     return (got - models.logits(job["hf"])).abs().max().item()
 
