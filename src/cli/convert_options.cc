@@ -17,7 +17,7 @@ std::vector<OptionRow> ConvertRows() {
 
       {"--input_model,--in_path", "PATH", kConvert, "the checkpoint to read (same as IN)",
        [](Options& o, const std::string& v) { o.convert.input = v; }, "", "", kPath},
-      {"--output_model,--out_path", "PATH", kConvert, "the folder to make (same as OUT)",
+      {"--output_model,--out_path", "PATH", kConvert, "the folder, or .nemo file, to make (same as OUT)",
        [](Options& o, const std::string& v) { o.convert.output = v; }, "", "", kPath},
       {"--convert_from,--from", "KIND", kConvert, "hf, nemo, nemo2, megatron or trtllm; by default what IN is",
        [](Options& o, const std::string& v) { o.convert.from = v; }},
