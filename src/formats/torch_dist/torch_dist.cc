@@ -160,8 +160,9 @@ class Reader {
 
 // -- writing ----------------------------------------------------------------------------------------------------------
 
-// A file is closed when it has so many bytes, and ends with an item.
-constexpr uint64_t kFileBytes = 4 * kGiB;
+// A file is closed before it has more bytes, so that it is complete, and read to be hashed, while it is in the page
+// cache and others are written: 2.5 GB took 0.6 of cp's time, in files of 4 GiB 1.2.
+constexpr uint64_t kFileBytes = 512 * kMiB;
 
 class Writer {
  public:

@@ -36,8 +36,8 @@ Contents Read(Io& io, const std::string& folder, const torch_pickle::Limits& lim
               const std::function<bool(std::string_view key)>& wanted);
 
 // Tensors (name, dtype, shape, and grid: the shape of their chunks) and objects (keys, each stored as [None]) as a
-// checkpoint of megatron-core and torch: .distcp files of at most some GiB and, behind them, .metadata. Fills in the
-// chunks, counted from files.size() on. `folder` is relative to the target.
+// checkpoint of megatron-core and torch: .distcp files of at most 512 MiB, or of one chunk, and, behind them,
+// .metadata. Fills in the chunks, counted from files.size() on. `folder` is relative to the target.
 void LayOut(const std::string& folder, const std::vector<StoredTensor*>& tensors,
             const std::vector<std::string>& objects, std::vector<FileLayout>& files);
 

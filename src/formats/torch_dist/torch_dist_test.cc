@@ -44,12 +44,12 @@ void Write(const std::vector<FileLayout>& files, const ScratchFolder& folder) {
 }
 
 TEST(TorchDist, BeginsAFileWhereAnItemWouldMakeOneTooLarge) {
-  std::vector<StoredTensor> tensors = {TensorOf("a", {1 << 10, 1 << 20}), TensorOf("b", {1 << 10, 1 << 20}),
+  std::vector<StoredTensor> tensors = {TensorOf("a", {1 << 7, 1 << 20}), TensorOf("b", {1 << 7, 1 << 20}),
                                        TensorOf("c", {4 << 10, 1 << 20}), TensorOf("d", {8})};
   const std::vector<FileLayout> files = LaidOut(tensors);
   std::vector<std::string> paths;
   for (const FileLayout& file : files) paths.push_back(file.path);
-  // Two of 2 GiB and their zips are more than 4 GiB; one of 8 GiB has a file of its own.
+  // Two of 256 MiB and their zips are more than 512 MiB; one of 8 GiB has a file of its own.
   EXPECT_THAT(paths, ElementsAre("before", "weights/__0_0.distcp", "weights/__0_1.distcp", "weights/__0_2.distcp",
                                  "weights/__0_3.distcp", "weights/.metadata"));
   EXPECT_EQ(tensors[3].chunks[0].file, 4u);
