@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Makes a Llama-shaped HuggingFace folder to measure with: random finite bf16 values, or no data at all.
 
-    make_model.py FOLDER --shape=small|70b|405b [--layers=N] [--shard_bytes=N] [--sparse]
+    make_model.py FOLDER --shape=small|70b|405b|deep [--layers=N] [--shard_bytes=N] [--sparse]
 
 --sparse writes every shard's header and leaves its data a hole, so that a model larger than the disk has its true
 file sizes; it reads as zeros. The index is written last: a folder that has one is complete, and is left as it is.
@@ -33,6 +33,7 @@ SHAPES = {
     "small": Shape(layers=12, hidden=2048, ffn=8192, heads=32, groups=8),
     "70b": Shape(layers=80, hidden=8192, ffn=28672, heads=64, groups=8),
     "405b": Shape(layers=126, hidden=16384, ffn=53248, heads=128, groups=8),
+    "deep": Shape(layers=1000, hidden=64, ffn=128, heads=4, groups=2, vocabulary=1024),
 }
 
 

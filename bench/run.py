@@ -23,8 +23,8 @@ RESHARD = pathlib.Path(os.environ.get("RESHARD", ROOT / "build" / "release" / "r
 CGROUPS = pathlib.Path("/sys/fs/cgroup")
 DROP_CACHES = "/proc/sys/vm/drop_caches"
 GB = 1e9
-PARTS = ("planning", "speed", "trtllm", "memory", "large")
-OUTPUTS = ("nemo", "out", "copy", "python")
+PARTS = ("planning", "speed", "trtllm", "containers", "memory", "large")
+OUTPUTS = ("nemo", "out", "packed", "torch_dist", "items", "copy", "python")
 HEADINGS = ("what", "cache", "wall s", "`cp` s", "wall / `cp`", "wall / `cp` writing as much", "CPU s per GB read",
             "`cp`: CPU s per GB", "peak RSS MiB")
 
@@ -215,6 +215,35 @@ def measure_trtllm(table, hf, nemo, runs):
                          WORK / "copy", prepare, runs)
 
 
+def measure_containers(table, hf, runs):
+    """Files with checksums of their data; the way back is from those that are made here."""
+    packed, torch_dist, back = WORK / "packed", WORK / "torch_dist", WORK / "out"
+    for prepare in (warm, cool):
+        for what, made, command in (
+                ("HF -> packed `.nemo`", packed, convert(hf, packed / "m.nemo", "nemo")),
+                ("HF -> torch_dist", torch_dist, convert(hf, torch_dist, "nemo", "--nemo_weights=torch_dist")),
+                ("HF -> packed `.nemo` with torch_dist", packed,
+                 convert(hf, packed / "m.nemo", "nemo", "--nemo_weights=torch_dist")),
+                ("HF -> PyTorch files", back, convert(hf, back, "hf", "--hf_weights=bin"))):
+            against_copy(table, what, command, hf, made, WORK / "copy", prepare, runs)
+        for what, source, made in (
+                ("packed `.nemo` -> HF", packed, convert(hf, packed / "m.nemo", "nemo")),
+                ("torch_dist -> HF", torch_dist, convert(hf, torch_dist, "nemo", "--nemo_weights=torch_dist"))):
+            run(made)
+            opened = packed / "m.nemo" if source == packed else source
+            command = convert(opened, back, "hf", f"--hf_model_name={hf}")
+            against_copy(table, what, command, source, back, WORK / "copy", prepare, runs)
+            remove(source)
+
+
+def measure_items(table, runs):
+    """12 items a layer: tensors and objects."""
+    deep, items = model("deep", None), WORK / "items"
+    run(convert(deep, items, "nemo", "--nemo_weights=torch_dist"))
+    done = median([run([RESHARD, "inspect", items, "--json"]) for _ in range(runs)])
+    table.add("`inspect` of a torch_dist checkpoint of 12,000 items", "warm", f"{done.seconds:.3f}", peak=mib(done.peak))
+
+
 def measure_memory(table, hf, nemo):
     for cap in ("64MiB", "256MiB"):
         cgroup = Cgroup(cap)
@@ -314,6 +343,9 @@ def main():
             measure_speed(table, hf, nemo, options.runs)
         if "trtllm" in options.parts:
             measure_trtllm(table, hf, nemo, options.runs)
+        if "containers" in options.parts:
+            measure_containers(table, hf, options.runs)
+            measure_items(table, options.runs)
         if "memory" in options.parts:
             measure_memory(table, hf, nemo)
         if options.compare:
