@@ -5,7 +5,7 @@
 #include <string>
 
 #include "base/error.h"
-#include "formats/torch_pickle/built_pickle.h"
+#include "formats/torch_pickle/testutil.h"
 #include "formats/torch_pickle/pickle.h"
 
 using namespace reshard;

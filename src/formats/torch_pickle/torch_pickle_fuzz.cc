@@ -5,7 +5,7 @@
 #include <string>
 
 #include "base/error.h"
-#include "formats/torch_pickle/built_pickle.h"
+#include "formats/torch_pickle/testutil.h"
 #include "formats/torch_pickle/torch_pickle.h"
 #include "tests/memory_file.h"
 
