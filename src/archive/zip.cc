@@ -290,11 +290,12 @@ void AppendCommonFields(std::string& bytes, uint64_t size) {
   bytes.append(6, '\0');
 }
 
-// Of a member's two headers, where a number does not fit them.
-std::string Zip64Field(uint64_t size, uint64_t header) {
+// Of a member's two headers, where a number does not fit them. `stored`: the size behind compression, which the local
+// header does not know yet.
+std::string Zip64Field(uint64_t size, uint64_t stored, uint64_t header) {
   std::string numbers;
   if (IsWide(size))
-    for (int i = 0; i < 2; ++i) AppendLittle<uint64_t>(numbers, size);
+    for (uint64_t number : {size, stored}) AppendLittle<uint64_t>(numbers, number);
   if (IsWide(header)) AppendLittle<uint64_t>(numbers, header);
   if (numbers.empty()) return "";
   std::string field;
@@ -304,7 +305,7 @@ std::string Zip64Field(uint64_t size, uint64_t header) {
 }
 
 std::string LocalHeader(std::string_view name, uint64_t size, uint64_t offset) {
-  const std::string zip64 = Zip64Field(size, offset);
+  const std::string zip64 = Zip64Field(size, 0, offset);
   const uint64_t unpadded = offset + kLocalSize + name.size() + zip64.size() + 4;
   const auto padding = static_cast<uint16_t>(RoundUp(unpadded, kAlignment) - unpadded);
   std::string bytes(kLocal);
@@ -332,7 +333,7 @@ std::string Descriptor(uint32_t crc, uint64_t size, bool is_wide) {
 }
 
 std::string CentralHeader(std::string_view name, uint32_t crc, uint64_t size, uint64_t offset) {
-  const std::string zip64 = Zip64Field(size, offset);
+  const std::string zip64 = Zip64Field(size, size, offset);
   std::string bytes(kCentral);
   bytes.append(4, '\0');
   AppendCommonFields(bytes, size);

@@ -227,6 +227,10 @@ TEST(ZipLayout, UsesWideFieldsWhereNumbersNeedThem) {
     zip.Finish();
     EXPECT_EQ(first % 64 + second % 64, 0u);
     const bool is_wide = size >= 0xFFFFFFFF;
+    // The local header has the size, and zeros for what it takes when it is stored, which torch does not know yet.
+    std::string field = "\x01\x00\x10\x00"s;
+    AppendLittle<uint64_t>(field, size);
+    EXPECT_EQ(file.literals[0].bytes.find(field + std::string(8, '\0')) != std::string::npos, is_wide);
     const std::string& between = file.literals[1].bytes;  // descriptor, second local header
     EXPECT_EQ(between.find("PK\3\4"), is_wide ? 24u : 16u);
     EXPECT_EQ(file.literals.back().bytes.find("PK\1\2", 1) != std::string::npos, true);
