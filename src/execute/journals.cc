@@ -132,7 +132,8 @@ std::optional<uint64_t> Journals::HashOf(size_t file) const {
 
 uint64_t Journals::BytesDone() const {
   uint64_t most = 0;
-  for (const auto& [count, group] : groups_) {
+  for (const auto& entry : groups_) {
+    const Group& group = entry.second;  // a name that a lambda can see
     uint64_t number = 0, bytes = 0;
     Op op;
     for (OpCursor cursor(plan_.parts); cursor.Next(op); ++number) {
