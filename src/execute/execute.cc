@@ -13,6 +13,7 @@
 #include <set>
 #include <utility>
 
+#include "base/bytes.h"
 #include "base/error.h"
 #include "base/hash.h"
 #include "execute/checksums.h"
@@ -287,23 +288,28 @@ Execution::Worker::Written Execution::Worker::WriteWindows(const Piece& target, 
   return written;
 }
 
-// Bytes [begin, end) of the file, which lie in the window. Returns how many finite values became infinite.
+// Bytes [begin, end) of the file, which lie in the window. Either may lie within an element, of which another task
+// writes the rest: where a piece begins at any byte. Returns how many finite values became infinite, of those that
+// begin here.
 uint64_t Execution::Worker::WriteSlice(const Piece& target, Dtype from, const std::byte* dense,
                                        const WindowCursor& window, uint64_t begin, uint64_t end) {
   const uint64_t item = ItemSize(target.dtype), from_item = ItemSize(from);
-  const uint64_t first = (begin - target.offset) / item, last = (end - target.offset) / item;
+  const uint64_t first = (begin - target.offset) / item, last = CeilDiv(end - target.offset, item);
+  const uint64_t within = (begin - target.offset) % item;  // the first element
   const std::byte* bytes = dense + (window.dense() + first - window.file()) * item;
   uint64_t overflows = 0;
   if (from != target.dtype || !window.single()) {
     window.ForEachRun([&](const ElementRun& run) {
       const uint64_t low = std::max(run.file, first), high = std::min(run.file + run.length, last);
       if (low >= high) return;
-      overflows += Cast(from, target.dtype, dense + (run.dense + low - run.file) * from_item,
-                        bounce_.data() + (low - first) * item, high - low);
+      const std::byte* source = dense + (run.dense + low - run.file) * from_item;
+      std::byte* made = bounce_.data() + (low - first) * item;
+      overflows += Cast(from, target.dtype, source, made, high - low);
+      if (low == first && within > 0) overflows -= Cast(from, target.dtype, source, made, 1);
     });
     bytes = bounce_.data();
   }
-  execution_.files_.Get(execution_.plan_.sources.size() + target.file)->WriteAt(bytes, end - begin, begin);
+  execution_.files_.Get(execution_.plan_.sources.size() + target.file)->WriteAt(bytes + within, end - begin, begin);
   execution_.WriteBack([&] { execution_.behind_.Wrote(target.file, begin, end - begin); });
   return overflows;
 }

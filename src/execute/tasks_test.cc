@@ -149,7 +149,8 @@ TEST(Tasks, CountOverflowsOnce) {
   }
 }
 
-// A matrix of F32 in two halves, one behind the other by columns, and transposed blocks of rows, in files that are cut.
+// A matrix of F32 in two halves, one behind the other by columns, and transposed blocks of rows, in files that are cut,
+// one of them within an element. All rows about that one are too large for BF16.
 Job LargeJob(const ScratchFolder& folder) {
   constexpr uint64_t kRows = 5000, kColumns = 10007;
   Random random(1);
@@ -159,11 +160,13 @@ Job LargeJob(const ScratchFolder& folder) {
     const uint64_t bits = random();
     std::memcpy(source.data() + at, &bits, 8);
   }
+  const uint32_t largest = 0x7f7fffff;
+  for (size_t at = 3350 * kColumns; at < 3360 * kColumns; ++at) std::memcpy(source.data() + at * 4, &largest, 4);
   Part part;
   part.name = "large";
   part.shape = {kRows, kColumns};
   part.sources = {RowMajorPiece(WholeBox(part.shape), Dtype::kF32, 0, 0)};
-  constexpr uint64_t kHeader = 4096 + 2;
+  constexpr uint64_t kHeader = 4096 + 1;
   Box left{{0, 0}, {kRows, 5000}}, right{{0, 5000}, {kRows, kColumns - 5000}};
   Piece first = RowMajorPiece(left, Dtype::kBF16, 0, kHeader), second = RowMajorPiece(right, Dtype::kBF16, 0, kHeader);
   // The rows of both halves take turns, ten at a time.
@@ -186,6 +189,18 @@ Job LargeJob(const ScratchFolder& folder) {
   return job;
 }
 
+// Finite numbers of F32 that round to infinity: half a step above BF16's largest, or more.
+uint64_t TooLargeForBf16(const std::string& numbers) {
+  uint64_t count = 0;
+  for (size_t at = 0; at < numbers.size(); at += 4) {
+    uint32_t bits = 0;
+    std::memcpy(&bits, numbers.data() + at, 4);
+    bits &= 0x7fffffff;
+    count += bits >= 0x7f7f8000 && bits < 0x7f800000;
+  }
+  return count;
+}
+
 TEST(Tasks, ShareFilesThatAreCut) {
   ScratchFolder folder;
   const Job job = LargeJob(folder);
@@ -203,6 +218,9 @@ TEST(Tasks, ShareFilesThatAreCut) {
   const ExecuteReport last = RunTask(job, folder);
   ASSERT_NO_FATAL_FAILURE(ExpectImages(job, last, folder, "staging"));
   EXPECT_EQ(last.bytes_read, 0u);
+  uint64_t overflows = 0;
+  for (const Overflow& overflow : last.overflows) overflows += overflow.count;
+  EXPECT_EQ(overflows, TooLargeForBf16(job.images[1]));
 }
 
 TEST(Tasks, DoNotMendWhatOthersWorkOn) {
