@@ -183,6 +183,22 @@ def test_ranks_of_two_layouts_are_refused(tmp_path):
     refuse(tmp_path / "nemo", tmp_path, (4,), "one checkpoint")
 
 
+@pytest.mark.parametrize("name", ["mp_rank_-1", "mp_rank_+3", "mp_rank_3", "mp_rank_ 3", "tp_rank_-1_pp_rank_-1"])
+def test_a_folder_that_no_rank_is_called_is_not_one(name, tmp_path):
+    model = make(tmp_path, "llama")
+    write_ranks(tmp_path / "nemo", model, 2, 1)
+    (tmp_path / "nemo" / name).mkdir()
+    convert(tmp_path / "nemo", tmp_path / "out", "--vocab_size=64", to="hf")
+    reshard("verify", model.path, tmp_path / "out")
+
+
+def test_objects_of_modules_are_no_news(tmp_path):
+    convert(make(tmp_path, "llama").path, tmp_path / "nemo", "--nemo_weights=ranks", "--tp_size=2", to="nemo")
+    state = torch.load(tmp_path / "nemo/mp_rank_01/model_weights.ckpt", weights_only=True)
+    assert any(key.endswith("_extra_state") for key in state)
+    assert "_extra_state" not in reshard("inspect", tmp_path / "nemo").out
+
+
 @pytest.mark.parametrize("name", ["decoder.layers.1.self_attention.linear_qkv.layer_norm_weight", "decoder.final_layernorm.weight"])
 def test_replicas_that_differ_are_refused(name, tmp_path):
     write_ranks(tmp_path / "nemo", make(tmp_path, "llama"), 4, 1)

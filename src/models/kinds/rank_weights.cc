@@ -24,16 +24,21 @@ struct Place {
   bool staged = false;  // the name has both
 };
 
+std::string FolderOf(const Place& place) {
+  return place.staged ? fmt::format("tp_rank_{:02}_pp_rank_{:03}", place.tensor, place.stage)
+                      : fmt::format("mp_rank_{:02}", place.tensor);
+}
+
+// Only as we write it: no signs, no other widths.
 std::optional<Place> PlaceOf(const std::string& name) {
   unsigned tensor = 0, stage = 0;
-  int end = 0;
-  if (std::sscanf(name.c_str(), "tp_rank_%2u_pp_rank_%3u%n", &tensor, &stage, &end) == 2 &&
-      static_cast<size_t>(end) == name.size())
-    return Place{tensor, stage, true};
-  end = 0;
-  if (std::sscanf(name.c_str(), "mp_rank_%2u%n", &tensor, &end) == 1 && static_cast<size_t>(end) == name.size())
-    return Place{tensor, 0, false};
-  return std::nullopt;
+  Place place;
+  if (std::sscanf(name.c_str(), "tp_rank_%4u_pp_rank_%4u", &tensor, &stage) == 2) {
+    place = {tensor, stage, true};
+  } else if (std::sscanf(name.c_str(), "mp_rank_%4u", &tensor) == 1) {
+    place = {tensor, 0, false};
+  }
+  return name == FolderOf(place) ? std::optional(place) : std::nullopt;
 }
 
 std::vector<std::string> RankFolders(Io& io, const std::string& folder) {
@@ -61,10 +66,11 @@ RankGrid GridOf(Io& io, const std::string& folder) {
   return grid;
 }
 
-// Buffers that old checkpoints have and no model reads.
-bool IsIgnored(std::string_view name) {
-  return name.ends_with("_extra_state") || name.ends_with(".rotary_pos_emb.inv_freq");
-}
+// A buffer that old checkpoints have and no model reads.
+bool IsIgnored(std::string_view name) { return name.ends_with(".rotary_pos_emb.inv_freq"); }
+
+// Of Transformer Engine: every model has its own.
+bool IsObject(std::string_view name) { return name.ends_with("_extra_state"); }
 
 std::string_view PrefixOf(std::string_view name) {
   // Before megatron-core all lay in a language model.
@@ -80,13 +86,14 @@ void ReadRank(Io& io, const std::string& relative, uint32_t rank, const OpenOpti
     throw Error(Code::kCorrupt, "the file of this rank is missing, expected those of all ranks; copy it here")
         .At("reading", path);
   const uint32_t number = static_cast<uint32_t>(checkpoint.files.size());
+  std::vector<std::string> ignored;
   auto tensors = torch_pickle::ReadStateDict(
-      io, path, number, {options.max_header, options.max_tensors - checkpoint.tensors.size()}, checkpoint.ignored);
+      io, path, number, {options.max_header, options.max_tensors - checkpoint.tensors.size()}, ignored);
   checkpoint.files.push_back({path, relative, info->size, info->mtime_ns, info->inode});
   for (StoredTensor& tensor : tensors) {
     const std::string_view prefix = PrefixOf(tensor.name);
     if (IsIgnored(tensor.name)) {
-      if (rank == 0) checkpoint.ignored.push_back(tensor.name);
+      ignored.push_back(tensor.name);
       continue;
     }
     checkpoint.name_prefix = prefix;
@@ -94,6 +101,8 @@ void ReadRank(Io& io, const std::string& relative, uint32_t rank, const OpenOpti
     tensor.rank = rank;
     checkpoint.tensors.push_back(std::move(tensor));
   }
+  std::erase_if(ignored, IsObject);
+  if (rank == 0) checkpoint.ignored = std::move(ignored);
 }
 
 // -- writing ----------------------------------------------------------------------------------------------------------
@@ -111,8 +120,7 @@ std::vector<std::string> ObjectNames(std::string_view prefix, const Model& model
 
 std::string RankGrid::FileOf(uint64_t rank) const {
   if (count() == 1) return std::string(kFile);
-  if (pp == 1) return fmt::format("mp_rank_{:02}/{}", rank, kFile);
-  return fmt::format("tp_rank_{:02}_pp_rank_{:03}/{}", rank % tp, rank / tp, kFile);
+  return fmt::format("{}/{}", FolderOf({rank % tp, rank / tp, pp > 1}), kFile);
 }
 
 bool HasRankWeights(Io& io, const std::string& folder) {
