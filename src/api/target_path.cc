@@ -55,7 +55,8 @@ void CheckTargetPath(Io& io, const std::string& source, const TargetPlace& place
   auto info = io.Stat(target);
   if (!info || (info->type == FileInfo::Type::kDirectory) != place.is_file()) return;
   throw Error(Code::kAlreadyExists,
-              fmt::format("this is a {}, expected a {} or nothing", place.is_file() ? "folder" : "file", wanted))
+              fmt::format("this is a {}, expected a {} or nothing; choose another name, or delete it",
+                          place.is_file() ? "folder" : "file", wanted))
       .At("writing", target);
 }
 

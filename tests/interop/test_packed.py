@@ -167,3 +167,11 @@ def test_through_a_packed_checkpoint_and_back(case, tmp_path):
         out.write((tmp_path / "model.nemo").read_bytes())
     convert(tmp_path / "compressed.nemo", tmp_path / "back", f"--hf_model_name={hf}", to="hf")
     models.assert_equal(models.read(tmp_path / "back"), models.read(hf))
+
+
+@pytest.mark.parametrize("options", [(), ("--override",)], ids=["plain", "override"])
+def test_a_folder_in_the_place_of_a_packed_target_stays(options, tmp_path):
+    (tmp_path / "model.nemo").mkdir()
+    result = convert(CASE / "hf", tmp_path / "model.nemo", *options, to="nemo", code=3)
+    assert "this is a folder, expected a file or nothing; choose another name, or delete it" in result.err
+    assert [p.name for p in tmp_path.iterdir()] == ["model.nemo"] and not list((tmp_path / "model.nemo").iterdir())

@@ -170,7 +170,8 @@ Tokenizer TokenizerOf(Io& io, const Checkpoint& source, const Model& model, cons
   }
   if (tokenizer.name.empty() && source.kind != kHuggingFace.name)
     throw Error(Code::kInvalidArgument,
-                fmt::format("a {} checkpoint has no tokenizer, expected --hf_model_name to name one", source.kind))
+                fmt::format("no tokenizer is taken over from a {} checkpoint, expected --hf_model_name to name one",
+                            source.kind))
         .At("reading", source.folder);
   if (tokenizer.name.empty()) {
     tokenizer.name = io.Canonical(source.folder);
