@@ -5,8 +5,8 @@
 #include <string>
 
 #include "base/error.h"
-#include "formats/torch_pickle/testutil.h"
 #include "formats/torch_pickle/pickle.h"
+#include "formats/torch_pickle/testutil.h"
 
 using namespace reshard;
 
