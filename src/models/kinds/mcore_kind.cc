@@ -29,14 +29,14 @@ bool IsOfTokenizer(std::string_view name) { return IsOneOf(kTokenizer, name) || 
 
 constexpr size_t kMaxDepth = 8;
 
-void AddFilesBelow(Io& io, const std::string& folder, const std::string& prefix, size_t depth,
+void AddNamesBelow(Io& io, const std::string& folder, const std::string& prefix, size_t depth,
                    std::vector<std::string>& files) {
   if (depth > kMaxDepth)
     throw Error(Code::kUnsupported, fmt::format("folders within more than {} others, expected fewer", kMaxDepth))
         .At("reading", folder);
   for (const std::string& name : Entries(io, folder)) {
     if (name.ends_with("/")) {
-      AddFilesBelow(io, JoinPath(folder, name.substr(0, name.size() - 1)), prefix + name, depth + 1, files);
+      AddNamesBelow(io, JoinPath(folder, name.substr(0, name.size() - 1)), prefix + name, depth + 1, files);
     } else {
       files.push_back(prefix + name);
     }
@@ -68,9 +68,9 @@ void DescribeMcore(Io& io, const std::string& weights, const McoreDialect& diale
   checkpoint.ranks = {DistRank(checkpoint, rows)};
 }
 
-std::vector<std::string> FilesBelow(Io& io, const std::string& folder) {
+std::vector<std::string> NamesBelow(Io& io, const std::string& folder) {
   std::vector<std::string> files;
-  AddFilesBelow(io, folder, "", 0, files);
+  AddNamesBelow(io, folder, "", 0, files);
   return files;
 }
 

@@ -18,7 +18,7 @@ void DescribeMcore(Io& io, const std::string& weights, const McoreDialect& diale
                    Checkpoint& checkpoint);
 
 // All files below a folder, by name from there on.
-std::vector<std::string> FilesBelow(Io& io, const std::string& folder);
+std::vector<std::string> NamesBelow(Io& io, const std::string& folder);
 
 // Takes the tokenizer's files of `names` (of the folder `folder` within the checkpoint) for the checkpoint's own.
 void AddTokenizerFiles(std::string_view folder, const std::vector<std::string>& names, Checkpoint& checkpoint);

@@ -100,7 +100,7 @@ Checkpoint Open(Io& io, const std::string& folder, const OpenOptions& options) {
   const std::string tokenizer =
       name.empty() ? std::string(kTokenizerFolder) : JoinPath(name, std::string(kTokenizerFolder));
   if (Exists(io, folder, tokenizer)) {
-    const std::vector<std::string> files = FilesBelow(io, JoinPath(folder, tokenizer));
+    const std::vector<std::string> files = NamesBelow(io, JoinPath(folder, tokenizer));
     for (const std::string& file : files) checkpoint.side_files.push_back(JoinPath(tokenizer, file));
     AddTokenizerFiles(tokenizer, files, checkpoint);
   }

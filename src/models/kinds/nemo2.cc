@@ -54,9 +54,9 @@ Checkpoint Open(Io& io, const std::string& folder, const OpenOptions& options) {
   checkpoint.config = std::move(context.config);
   ReadDistWeights(io, weights, options, checkpoint);
   DescribeMcore(io, weights, Nemo2Dialect(context.family), options, checkpoint);
-  for (const std::string& name : FilesBelow(io, context_folder)) checkpoint.side_files.push_back(InContext(name));
+  for (const std::string& name : NamesBelow(io, context_folder)) checkpoint.side_files.push_back(InContext(name));
   const std::string tokenizer = JoinPath(context_folder, std::string(kTokenizerFolder));
-  if (io.Stat(tokenizer)) AddTokenizerFiles(InContext(kTokenizerFolder), FilesBelow(io, tokenizer), checkpoint);
+  if (io.Stat(tokenizer)) AddTokenizerFiles(InContext(kTokenizerFolder), NamesBelow(io, tokenizer), checkpoint);
   return checkpoint;
 }
 
@@ -98,7 +98,7 @@ void CheckContext(const Json& config, const std::string& path, const Model& mode
 }
 
 void CopyContext(Io& io, const std::string& from, LaidOut& out) {
-  for (const std::string& name : FilesBelow(io, from)) out.copies.push_back({JoinPath(from, name), InContext(name)});
+  for (const std::string& name : NamesBelow(io, from)) out.copies.push_back({JoinPath(from, name), InContext(name)});
 }
 
 void AddGivenContext(Io& io, const Checkpoint& source, const Model& model, const std::string& from, LaidOut& out) {
