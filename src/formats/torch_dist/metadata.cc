@@ -469,7 +469,7 @@ Metadata ParseMetadata(std::string_view bytes, const std::string& path, const to
                        const std::function<bool(std::string_view key)>& wanted) {
   Parser parser(limits, wanted);
   try {
-    const uint64_t memory = std::min(3 * limits.max_header, kTreePerByte * bytes.size() + kMiB);
+    const uint64_t memory = std::min(limits.max_header - bytes.size(), kTreePerByte * bytes.size() + kMiB);
     const pickle::Tree tree(bytes, path, {.max_memory = memory});
     return parser.Parse(tree.root());
   } catch (Error& error) {

@@ -245,8 +245,9 @@ StoredTensor Placed(const Parts& parts, const StorageId& id, const Storage& stor
 
 // -- files ------------------------------------------------------------------------------------------------------------
 
+// For a pickle that is no larger than the limit.
 pickle::Limits TreeLimits(const Limits& limits, uint64_t pickle_size) {
-  return {std::min(2 * limits.max_header, kLeastTree + kTreePerByte * pickle_size)};
+  return {std::min(limits.max_header - pickle_size, kLeastTree + kTreePerByte * pickle_size)};
 }
 
 Error TooLong(std::string_view what, uint64_t size, uint64_t limit) {

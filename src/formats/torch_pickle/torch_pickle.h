@@ -17,7 +17,7 @@
 namespace reshard::torch_pickle {
 
 struct Limits {
-  uint64_t max_header = 0;   // bytes of one pickle or zip directory that may be held; its tree may take twice that
+  uint64_t max_header = 0;   // bytes of one zip directory, or of one pickle with its tree, that may be held
   uint64_t max_tensors = 0;  // of one file
 };
 
