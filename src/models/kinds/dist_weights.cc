@@ -20,12 +20,6 @@ constexpr std::string_view kMetadata = "metadata.json", kEmbedding = "embedding.
 
 // -- reading ----------------------------------------------------------------------------------------------------------
 
-std::string_view PrefixOf(std::string_view name) {
-  for (std::string_view prefix : {"model.module.", "model.", "module."})
-    if (name.starts_with(prefix)) return prefix;
-  return "";
-}
-
 // decoder.layers.0.x, where the usual form is decoder.layers.x with a leading axis.
 bool IsNumbered(std::string_view name) {
   return name.starts_with(kLayers) && name.size() > kLayers.size() &&
@@ -126,7 +120,7 @@ class DistReader {
 
   // The key without its prefix, which the checkpoint takes over from the embedding.
   std::string NameOf(const std::string& key) {
-    std::string_view prefix = PrefixOf(key);
+    std::string_view prefix = KeyPrefixOf(key);
     std::string name = key.substr(prefix.size());
     auto [same, is_new] = keys_.emplace(name, key);
     if (!is_new)
@@ -190,6 +184,13 @@ FileLayout ObjectFile(const std::string& path, std::string_view pickle) {
 }
 
 }  // namespace
+
+std::string_view KeyPrefixOf(std::string_view key) {
+  // Before megatron-core all lay in a language model.
+  for (std::string_view prefix : {"model.module.", "model.language_model.", "model.", "module."})
+    if (key.starts_with(prefix)) return prefix;
+  return "";
+}
 
 void ReadDistWeights(Io& io, const std::string& folder, const OpenOptions& options, Checkpoint& checkpoint) {
   DistReader(io, folder, options, checkpoint).Read();

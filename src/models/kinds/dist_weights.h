@@ -10,6 +10,9 @@
 
 namespace reshard {
 
+// What stands before a tensor's name in a checkpoint of Megatron's or NeMo's; empty where nothing does.
+std::string_view KeyPrefixOf(std::string_view key);
+
 enum class DistFormat : uint8_t { kZarr, kTorchDist };
 
 // Reads the folder, whichever format its metadata.json or .metadata says, into the checkpoint's tensors (names without

@@ -10,6 +10,7 @@
 #include "base/bytes.h"
 #include "base/error.h"
 #include "formats/torch_pickle/torch_pickle.h"
+#include "models/kinds/dist_weights.h"
 
 namespace reshard {
 namespace {
@@ -72,13 +73,6 @@ bool IsIgnored(std::string_view name) { return name.ends_with(".rotary_pos_emb.i
 // Of Transformer Engine: every model has its own.
 bool IsObject(std::string_view name) { return name.ends_with("_extra_state"); }
 
-std::string_view PrefixOf(std::string_view name) {
-  // Before megatron-core all lay in a language model.
-  for (std::string_view prefix : {"model.module.", "model.language_model.", "model.", "module."})
-    if (name.starts_with(prefix)) return prefix;
-  return "";
-}
-
 void ReadRank(Io& io, const std::string& relative, uint32_t rank, const OpenOptions& options, Checkpoint& checkpoint) {
   const std::string path = JoinPath(checkpoint.folder, relative);
   const auto info = io.Stat(path);
@@ -91,7 +85,7 @@ void ReadRank(Io& io, const std::string& relative, uint32_t rank, const OpenOpti
       io, path, number, {options.max_header, options.max_tensors - checkpoint.tensors.size()}, ignored);
   checkpoint.files.push_back({path, relative, info->size, info->mtime_ns, info->inode});
   for (StoredTensor& tensor : tensors) {
-    const std::string_view prefix = PrefixOf(tensor.name);
+    const std::string_view prefix = KeyPrefixOf(tensor.name);
     if (IsIgnored(tensor.name)) {
       ignored.push_back(tensor.name);
       continue;
