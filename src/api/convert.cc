@@ -74,7 +74,9 @@ std::string_view WeightsOf(const Kind& kind, const std::string& given) {
     if (weights == given) return weights;
   throw Error(
       Code::kInvalidArgument,
-      fmt::format("the weights of a {} target are to be in the format '{}', expected {}", kind.name, given,
+      fmt::format("the weights of a {} target are to be in the format '{}', expected {}; --hf_weights is for hf, "
+                  "--nemo_weights for the others",
+                  kind.name, given,
                   kind.weights.empty() ? "the one that it has" : fmt::format("{}", fmt::join(kind.weights, ", "))));
 }
 

@@ -172,9 +172,9 @@ const Kind& KindByName(std::string_view name) {
 
 const Kind& DetectKind(Io& io, const std::string& path, std::string_view given) {
   auto info = io.Stat(path);
-  if (!info) throw Error(Code::kNotFound, "there is no such folder, expected a checkpoint").At("reading", path);
+  if (!info) throw Error(Code::kNotFound, "there is no such folder or file, expected a checkpoint").At("reading", path);
   if (info->type != FileInfo::Type::kDirectory) {
-    throw Error(Code::kNotFound, "this is a file, expected the folder of a checkpoint, or one packed by tar")
+    throw Error(Code::kNotFound, "this is a file, expected a checkpoint; give its folder, or one that is packed by tar")
         .At("reading", path);
   }
   if (!given.empty() && KindByName(given).detect(io, path)) return KindByName(given);

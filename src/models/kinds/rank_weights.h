@@ -43,7 +43,7 @@ RankGrid ReadRankWeights(Io& io, const OpenOptions& options, Checkpoint& checkpo
 std::vector<Rank> RanksOfGrid(const Model& model, RankGrid grid, uint64_t vocab_rows, bool stores_head,
                               const std::string& path);
 
-// The files of all ranks, the last one being the marker; names behind `prefix`, with the _extra_state that modules ask
+// The files of all ranks, to be published in this order; names behind `prefix`, with the _extra_state that modules ask
 // for. Chunks count files from files.size() on.
 void LayOutRankWeights(std::string_view prefix, const Model& model, const std::vector<Rank>& ranks, RankGrid grid,
                        const std::vector<TensorSpec>& specs, std::vector<StoredTensor>& tensors,
