@@ -14,7 +14,7 @@ namespace {
 // Rows of all heads together: keeps products of sizes within 64 bits.
 constexpr uint64_t kMaxHeadRows = uint64_t{1} << 23;
 
-// "A*D H" over the model's sizes.
+// "A*D H" over the model's sizes; a digit is itself.
 Dims ShapeOf(std::string_view text, const Sizes& sizes) {
   Dims shape;
   uint64_t extent = 1;
@@ -23,7 +23,7 @@ Dims ShapeOf(std::string_view text, const Sizes& sizes) {
       shape.push_back(extent);
       extent = 1;
     } else if (symbol != '*') {
-      extent *= sizes[symbol];
+      extent *= symbol <= '9' ? static_cast<uint64_t>(symbol - '0') : sizes[symbol];
     }
   }
   shape.push_back(extent);
@@ -188,11 +188,15 @@ void CheckLayouts(const char* kind, const Block& block, std::span<const Layout> 
 
 bool Model::Has(std::string_view flag) const { return std::find(flags.begin(), flags.end(), flag) != flags.end(); }
 
+bool Model::IsUniform() const {
+  return std::all_of(layers.begin(), layers.end(), [&](LayerKind kind) { return kind == layers[0]; });
+}
+
 std::vector<ModelRow> RowsOf(const Model& model) {
   std::vector<ModelRow> rows;
   for (const Block* block : model.family->blocks)
     for (const PartRow& row : block->rows)
-      if (row.when.empty() || model.Has(row.when)) rows.push_back({&row, ShapeOf(row.shape, model.sizes)});
+      if (row.when.empty() || model.Has(row.when)) rows.push_back({&row, ShapeOf(row.shape, model.sizes), block->on});
   return rows;
 }
 
@@ -200,7 +204,7 @@ uint64_t ParametersOf(const Model& model) {
   uint64_t parameters = 0;
   for (const ModelRow& row : RowsOf(model)) {
     if (model.tied && row.row->role == "head") continue;
-    const auto on = [&](LayerKind kind) { return (row.row->on & static_cast<LayerKinds>(kind)) != 0; };
+    const auto on = [&](LayerKind kind) { return row.IsOn(kind); };
     uint64_t parts = 1;
     if (row.row->scope != Scope::kGlobal)
       parts = static_cast<uint64_t>(std::count_if(model.layers.begin(), model.layers.end(), on));

@@ -30,8 +30,11 @@ struct HyperParameters {
   Json rope_scaling;    // null, or an object with `rope_type` and the fields of that type
   Json sliding_window;  // null, or the number of tokens that every layer sees
   std::string hidden_act;
-  // Something about attention windows that differs from layer to layer, in words; empty where nothing does.
-  std::string layered_window;
+  Json rope_local_theta = nullptr;  // null, or the base of layers with a window
+  Json rotary_percent = 1.0;        // the share of each head that is rotated
+  // What differs from layer to layer otherwise than the family has it, in words; empty where nothing does.
+  std::string layered;
+  Json more = Json::object();  // the family's own keys, by their names in config.json
 };
 
 struct Model {
@@ -43,12 +46,17 @@ struct Model {
   HyperParameters hyper;
 
   bool Has(std::string_view flag) const;
+  // Whether its layers are all of one kind, so that one tensor can hold them all.
+  bool IsUniform() const;
 };
 
 // A row that a model has, and its shape there.
 struct ModelRow {
   const PartRow* row = nullptr;
   Dims shape;
+  LayerKinds on = kAllLayers;
+
+  bool IsOn(LayerKind kind) const { return (on & static_cast<LayerKinds>(kind)) != 0; }
 };
 
 // The rows whose flags are set, in table order.

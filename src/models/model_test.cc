@@ -8,6 +8,9 @@
 #include "models/families/families.h"
 
 namespace reshard {
+
+extern const Family kLlama;
+
 namespace {
 
 using testing::ElementsAre;

@@ -3,11 +3,12 @@
 //
 //   PartRow one logical part: role, scope, shape over named sizes, how tensor parallelism splits it, when it exists
 //   Layout  one stored tensor of a kind: a name pattern and a tree of box primitives over the parts that it holds
-//   Block   rows, and in every kind the layouts that hold each of them exactly once
+//   Block   rows, the layers that have them, and in every kind the layouts that hold each of them exactly once
 //   Family  blocks, and what the model's config means
 //
 // Sizes are one letter each: V vocabulary, H hidden size, L layers, A attention heads, G query groups, D head size, F
-// ffn hidden size, E experts. Rows of linear weights are output features, as in HuggingFace and Megatron.
+// ffn hidden size, E experts, M ffn hidden size of an expert, S of the shared expert. Rows of linear weights are output
+// features, as in HuggingFace and Megatron.
 #pragma once
 
 #include <array>
@@ -23,7 +24,7 @@ namespace reshard {
 
 enum class Scope : uint8_t { kGlobal, kLayer, kExpert };  // kExpert: one for every layer and expert
 
-// The feed-forward part of a layer, and the set of layers that a row is for.
+// The feed-forward part of a layer, and the set of layers that a block is for.
 enum class LayerKind : uint8_t { kDense = 1, kMoe = 2 };
 using LayerKinds = uint8_t;
 constexpr LayerKinds kAllLayers = 0xff;
@@ -43,8 +44,12 @@ struct PartRow {
   std::string_view shape;  // axes apart by a blank, factors by '*': "A*D H"
   Split split = {};
   std::string_view when = {};  // a flag of the model; empty: always
-  LayerKinds on = kAllLayers;
+  bool norm = false;           // the weight of a norm, which a kind may store minus one
 };
+
+constexpr PartRow NormRow(std::string_view role, Scope scope, std::string_view shape) {
+  return {role, scope, shape, {}, {}, true};
+}
 
 // -- trees of box primitives ------------------------------------------------------------------------------------------
 
@@ -95,13 +100,15 @@ struct Layout {
 // there, a writer the first. A kind that does not know the block has `known` false; one that has no place for some of
 // its rows names them in `lacks`, and refuses models that have them.
 struct Layouts {
+  static constexpr size_t kMaxForms = 8;
   bool known = false;
-  std::array<std::span<const Layout>, 2> forms = {};
+  std::array<std::span<const Layout>, kMaxForms> forms = {};
   std::span<const std::string_view> lacks = {};
 
   constexpr Layouts() = default;
-  constexpr Layouts(std::span<const Layout> first, std::span<const Layout> second = {})
-      : known(true), forms{first, second} {}
+  template <typename... More>
+  constexpr Layouts(std::span<const Layout> first, const More&... more)
+      : known(true), forms{first, std::span<const Layout>(more)...} {}
   constexpr Layouts Without(std::span<const std::string_view> roles) const {
     Layouts less = *this;
     less.lacks = roles;
@@ -109,12 +116,19 @@ struct Layouts {
   }
 };
 
+// A module of a layer that has an _extra_state; of every expert where its scope says so.
+struct NemoObject {
+  std::string_view module;
+  Scope scope = Scope::kLayer;
+};
+
 struct Block {
   std::span<const PartRow> rows;
   Layouts hf;
-  Layouts nemo;                                         // layer tensors by their numbered names; the kind stacks them
-  std::span<const std::string_view> nemo_objects = {};  // modules that have an _extra_state
+  Layouts nemo;  // layer tensors by their numbered names; the kind stacks them
+  std::span<const NemoObject> nemo_objects = {};
   Layouts trtllm = {};
+  LayerKinds on = kAllLayers;  // the layers that have its layered rows
 };
 
 // -- what a config means ----------------------------------------------------------------------------------------------
@@ -128,6 +142,38 @@ struct ConfigDefault {
 // A flag is set where the boolean key of config.json is true, or always where the key is empty.
 struct Flag {
   std::string_view flag, key;
+  std::string_view synonym = {};  // another name of the key
+};
+
+// How Megatron's value follows from HuggingFace's.
+enum class Change : uint8_t {
+  kNone,
+  kNot,                // of a truth value
+  kInverseSquareRoot,  // of a number; null where that is the head size
+  kScale,              // the same number; null where it is the head size's inverse square root
+};
+
+// A key of config.json besides those that all families have, and the key by which Megatron's configs say the same:
+// that of megatron-core (of Megatron-Bridge and NeMo 2), and that of model_config.yaml where it has another, both with
+// dots into objects. Empty: there is no place for it.
+struct ConfigKey {
+  std::string_view hf, mcore = {};
+  char size = 0;  // the size that it is; 0: a hyper-parameter
+  Change change = Change::kNone;
+  std::string_view synonym = {};  // another name in config.json
+  // JSON, HuggingFace's value: with it the model computes what one without the key does. So where another family knows
+  // the key and this one does not, it may have that value only. Empty: another family does not care.
+  std::string_view neutral = {};
+  std::string_view nemo = {};
+  std::string_view absent = {};  // JSON: what Megatron takes where its key is not there; empty: null
+};
+
+// A key that Megatron's configs of the family have at one value always. `absent` (JSON) is what it means where it is
+// not there; empty: the key says nothing of what the model computes, and is not read.
+struct FixedKey {
+  enum class Where : uint8_t { kBoth, kMcore, kNemo };
+  std::string_view key, value, absent = {};
+  Where where = Where::kBoth;
 };
 
 // How a layer's kind follows from the config; keys are config.json's.
@@ -150,6 +196,21 @@ struct MegatronClasses {
   std::string_view module, model, config;
   std::string_view llama3_config = {};  // the config with Llama 3.1's rope scaling; empty: there is none
   std::string_view bridge = "megatron.bridge.models.gpt_provider.GPTModelProvider";
+  // Whether the arguments of Megatron-LM can say what the model computes; where not, a checkpoint has none.
+  bool arguments = true;
+};
+
+// A class that holds a model of the family beside others (of images); `text_config` of its config.json is the model's.
+struct Wrapper {
+  std::string_view model_type, class_name;
+};
+
+// Which layers have the sliding window, where one is given.
+enum class WindowRule : uint8_t {
+  kNone,      // none: the config has no such key
+  kAll,       // all
+  kSwitched,  // with use_sliding_window those of layer_types, or from max_window_layers on
+  kPeriodic,  // all but every n-th
 };
 
 struct Family {
@@ -159,12 +220,23 @@ struct Family {
   std::span<const Block* const> blocks;
   std::span<const ConfigDefault> defaults;
   std::span<const Flag> flags;
+  std::span<const ConfigKey> keys = {};
+  std::span<const FixedKey> fixed = {};
+  std::span<const Wrapper> wrappers = {};
+  std::string_view other_class = {};  // another that files of the same model_type have in `architectures`
   LayerRule layers = LayerRule::kAllDense;
+  bool zero_centred = false;   // HuggingFace stores the weights of its norms minus one
+  bool nemo_adds_one = false;  // NeMo 1 does not, and adds it
+  std::string_view act_key = "hidden_act", act = "silu", old_act = {};  // old_act: what files call it, too
+  bool has_layers_without_rope = false;                                 // no_rope_layers is read
+  WindowRule window = WindowRule::kNone;
+  uint8_t window_period = 1;             // kPeriodic: every so manieth layer has none
+  std::string_view rope_local_key = {};  // rope_theta of layers with a window, where they have one of their own
+  bool partial_rotation = false;         // partial_rotary_factor is read
+  bool rope_interleaved = false;         // rotated are neighbours, not the halves of a head
   NemoBase nemo_base = NemoBase::kLlama;
   MegatronClasses megatron = {};
   TrtllmConfig trtllm_config = TrtllmConfig::kNone;
-  // The key of config.json that must be true for sliding_window to count; empty: it always counts.
-  std::string_view window_switch = {};
 };
 
 }  // namespace reshard

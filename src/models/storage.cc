@@ -195,7 +195,21 @@ class Specs {
     return std::move(specs_);
   }
 
+  std::vector<TensorSpec> OfLayer(const std::vector<const Layout*>& layouts, uint64_t layer) {
+    for (auto* layout : layouts) {
+      if (!IsLayered(*layout) || !Exists(*layout, layer)) continue;
+      if (rank_.stacks_layers) {
+        AddNumbered(*layout, layout->tree, StackedName(*layout), static_cast<int32_t>(layer));
+      } else {
+        AddOfLayer(*layout, layer);
+      }
+    }
+    return std::move(specs_);
+  }
+
  private:
+  static std::string StackedName(const Layout& layout) { return Replace(std::string(layout.name), "{L}.", ""); }
+
   // Whether the rank has all parts of the layout; for layered ones, in layer `layer`.
   bool Exists(const Layout& layout, uint64_t layer) const {
     for (size_t i = 0; i < layout.tree.size; ++i) {
@@ -203,8 +217,7 @@ class Specs {
       if (node.type != Node::Type::kPart) continue;
       auto row = std::find_if(rows_.begin(), rows_.end(), [&](const ModelRow& r) { return r.row->role == node.role; });
       if (row == rows_.end() || (node.role == "head" && !rank_.stores_head)) return false;
-      if (row->row->scope != Scope::kGlobal && !(row->row->on & static_cast<LayerKinds>(model_.layers[layer])))
-        return false;
+      if (row->row->scope != Scope::kGlobal && !row->IsOn(model_.layers[layer])) return false;
     }
     return true;
   }
@@ -226,7 +239,7 @@ class Specs {
     if (count != rank_.layers.size())
       throw Error(Code::kUnsupported, fmt::format("'{}' exists on {} of {} layers, and stacked tensors hold all layers",
                                                   layout.name, count, rank_.layers.size()));
-    AddNumbered(layout, Stack('L', layout.tree), Replace(std::string(layout.name), "{L}.", ""), -1);
+    AddNumbered(layout, Stack('L', layout.tree), StackedName(layout), -1);
   }
 
   // One for each expert where the name says so.
@@ -248,8 +261,21 @@ class Specs {
   std::vector<TensorSpec> specs_;
 };
 
+// The first layer of the rank that has the block; the end of its layers where none has.
+uint64_t FirstLayerOf(const Model& model, const Rank& rank, const Block& block) {
+  uint64_t layer = rank.layers.begin;
+  while (layer < rank.layers.end && !(block.on & static_cast<LayerKinds>(model.layers[layer]))) ++layer;
+  return layer;
+}
+
+bool IsAnywhere(const Model& model, const Block& block) {
+  return std::any_of(model.layers.begin(), model.layers.end(),
+                     [&](LayerKind kind) { return (block.on & static_cast<LayerKinds>(kind)) != 0; });
+}
+
 // The first row of the block that the model has and the kind has no place for; empty where there is none.
 std::string_view RowWithoutPlace(const Model& model, const Block& block, const Layouts& layouts) {
+  if (!IsAnywhere(model, block)) return {};
   for (const PartRow& row : block.rows) {
     bool exists = row.when.empty() || model.Has(row.when);
     bool lacks = std::find(layouts.lacks.begin(), layouts.lacks.end(), row.role) != layouts.lacks.end();
@@ -381,27 +407,35 @@ std::vector<TensorSpec> TensorsOf(const Model& model, const std::vector<Rank>& r
   return all;
 }
 
+std::vector<TensorSpec> TensorsOfLayer(const Model& model, const Rank& rank, const std::vector<const Layout*>& layouts,
+                                       uint64_t layer) {
+  return Specs(model, rank).OfLayer(layouts, layer);
+}
+
 std::vector<std::string> Indivisible(const Model& model, const Rank& rank) {
   struct Divided {
     uint64_t size;
     const char* what;
     uint64_t ranks;
   };
-  std::vector<Divided> all = {{model.sizes['A'], "attention heads", rank.tensor.count},
-                              {model.sizes['F'], "ffn columns", rank.tensor.count}};
+  const uint64_t ranks = rank.tensor.count;
+  std::vector<Divided> all = {{model.sizes['A'], "attention heads", ranks}};
+  const auto has = [&](LayerKind kind) { return std::count(model.layers.begin(), model.layers.end(), kind) > 0; };
+  if (has(LayerKind::kDense)) all.push_back({model.sizes['F'], "ffn columns", ranks});
+  if (has(LayerKind::kMoe)) all.push_back({model.sizes['M'], "ffn columns of an expert", rank.expert_tensor.count});
+  if (has(LayerKind::kMoe)) all.push_back({model.sizes['S'], "ffn columns of the shared expert", ranks});
   const uint64_t groups = model.sizes['G'];
   std::vector<std::string> problems;
-  if (rank.embedding_axis == 1) all.push_back({model.sizes['H'], "embedding columns", rank.tensor.count});
-  if (groups >= rank.tensor.count) all.push_back({groups, "query groups", rank.tensor.count});
+  if (rank.embedding_axis == 1) all.push_back({model.sizes['H'], "embedding columns", ranks});
+  if (groups >= ranks) all.push_back({groups, "query groups", ranks});
   for (const Divided& row : all)
     if (row.size % row.ranks != 0) problems.push_back(fmt::format("{} {} by {} ranks", row.size, row.what, row.ranks));
-  if (groups < rank.tensor.count && rank.tensor.count % groups != 0)
-    problems.push_back(
-        fmt::format("{} query groups copied to {} ranks, no multiple of them", groups, rank.tensor.count));
+  if (groups < ranks && ranks % groups != 0)
+    problems.push_back(fmt::format("{} query groups copied to {} ranks, no multiple of them", groups, ranks));
   return problems;
 }
 
-std::vector<const Layout*> ChooseLayouts(const Model& model, const std::vector<Rank>& ranks, Layouts Block::*layouts,
+std::vector<const Layout*> ChooseLayouts(const Model& model, const Rank& rank, Layouts Block::*layouts,
                                          std::string_view kind, const std::function<bool(const TensorSpec&)>& present) {
   std::vector<const Layout*> chosen;
   for (const Block* block : model.family->blocks) {
@@ -409,13 +443,20 @@ std::vector<const Layout*> ChooseLayouts(const Model& model, const std::vector<R
     if (std::string_view role = RowWithoutPlace(model, *block, known); !role.empty())
       throw Error(Code::kUnsupported,
                   fmt::format("a {} checkpoint has no place for '{}' of {}", kind, role, model.family->name));
+    const uint64_t layer = FirstLayerOf(model, rank, *block);
     std::vector<const Layout*> best = Pointers(known.forms[0]);
+    ptrdiff_t most = 0;
     for (std::span<const Layout> form : known.forms) {
+      if (layer == rank.layers.end) break;
       std::vector<const Layout*> candidate = Pointers(form);
-      std::vector<TensorSpec> specs = TensorsOf(model, ranks, candidate);
-      if (form.empty() || !std::all_of(specs.begin(), specs.end(), present)) continue;
-      best = candidate;
-      break;
+      std::vector<TensorSpec> specs = TensorsOfLayer(model, rank, candidate, layer);
+      const ptrdiff_t found = std::count_if(specs.begin(), specs.end(), present);
+      const bool all = !specs.empty() && found == static_cast<ptrdiff_t>(specs.size());
+      if (all || found > most) {
+        most = found;
+        best = std::move(candidate);
+      }
+      if (all) break;
     }
     chosen.insert(chosen.end(), best.begin(), best.end());
   }

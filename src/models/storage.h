@@ -38,6 +38,8 @@ struct Rank {
   // The axis along which tensor ranks cut the embedding: 0 its rows, 1 its columns; none: each holds it whole. Rows
   // that are cut are padded to a multiple of the ranks.
   std::optional<uint8_t> embedding_axis = 0;
+  // What the weights of norms are stored as: minus one, or as they are; nothing: as HuggingFace has the family's.
+  std::optional<bool> zero_centred = {};
 };
 
 // A box of a part within a stored tensor. Index i of the part's axis `a`, counted from the box, has the coordinate
@@ -78,13 +80,19 @@ std::vector<TensorSpec> TensorsOf(const Model& model, const Rank& rank, const st
 std::vector<TensorSpec> TensorsOf(const Model& model, const std::vector<Rank>& ranks,
                                   const std::vector<const Layout*>& layouts);
 
+// Those of one layer of a rank that have its number in their names, or would have it were layers not stacked; stacked
+// ones as if the rank held no other.
+std::vector<TensorSpec> TensorsOfLayer(const Model& model, const Rank& rank, const std::vector<const Layout*>& layouts,
+                                       uint64_t layer);
+
 // What of the model the tensor ranks do not divide, in words with both numbers ("6 attention heads by 4 ranks"). Query
 // groups may also be fewer than the ranks that replicate them; a vocabulary is padded.
 std::vector<std::string> Indivisible(const Model& model, const Rank& rank);
 
-// For each block of the family the form of `layouts` whose tensors, for `model` on `ranks`, are all `present`; the
-// first form where none is. Errors: kUnsupported where the kind has no place for a row that the model has.
-std::vector<const Layout*> ChooseLayouts(const Model& model, const std::vector<Rank>& ranks, Layouts Block::*layouts,
+// For each block of the family the first form of `layouts` whose tensors, for the first layer of `rank` that has the
+// block, are all `present`; where none is, that of which the most are. Errors: kUnsupported where the kind has no place
+// for a row that the model has.
+std::vector<const Layout*> ChooseLayouts(const Model& model, const Rank& rank, Layouts Block::*layouts,
                                          std::string_view kind, const std::function<bool(const TensorSpec&)>& present);
 
 // Where the chunks of a stored tensor meet a view: calls `add` with a piece for each meeting.

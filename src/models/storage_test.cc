@@ -63,9 +63,8 @@ constexpr Layout kRowsPacked[] = {
 };
 
 constexpr PartRow kDenseRows[] = {
-    {"gate", kLayer, "F H", {0, 'F'}, {}, kDenseLayers},  {"up", kLayer, "F H", {0, 'F'}, {}, kDenseLayers},
-    {"down", kLayer, "H F", {1, 'F'}, {}, kDenseLayers},  {"left", kLayer, "H F", {1, 'F'}, {}, kDenseLayers},
-    {"right", kLayer, "H F", {1, 'F'}, {}, kDenseLayers},
+    {"gate", kLayer, "F H", {0, 'F'}}, {"up", kLayer, "F H", {0, 'F'}},    {"down", kLayer, "H F", {1, 'F'}},
+    {"left", kLayer, "H F", {1, 'F'}}, {"right", kLayer, "H F", {1, 'F'}},
 };
 constexpr Layout kDenseApart[] = {
     {"layers.{L}.gate", "gate"}, {"layers.{L}.up", "up"},       {"layers.{L}.down", "down"},
@@ -78,10 +77,10 @@ constexpr Layout kDensePacked[] = {
 };
 
 constexpr PartRow kMoeRows[] = {
-    {"router", kLayer, "E H", {}, {}, kMoeLayers},
-    {"expert_gate", kExpert, "F H", {0, 'F'}, {}, kMoeLayers},
-    {"expert_up", kExpert, "F H", {0, 'F'}, {}, kMoeLayers},
-    {"expert_down", kExpert, "H F", {1, 'F'}, {}, kMoeLayers},
+    {"router", kLayer, "E H"},
+    {"expert_gate", kExpert, "F H", {0, 'F'}},
+    {"expert_up", kExpert, "F H", {0, 'F'}},
+    {"expert_down", kExpert, "H F", {1, 'F'}},
 };
 constexpr Layout kMoeApart[] = {
     {"layers.{L}.router", "router"},
@@ -101,8 +100,8 @@ constexpr Layout kMoePacked[] = {
 };
 
 constexpr Block kRowsBlock = {kRows, Layouts(kRowsApart), Layouts(kRowsPacked)};
-constexpr Block kDenseBlock = {kDenseRows, Layouts(kDenseApart), Layouts(kDensePacked)};
-constexpr Block kMoeBlock = {kMoeRows, Layouts(kMoeApart, kMoeFused), Layouts(kMoePacked)};
+constexpr Block kDenseBlock = {kDenseRows, Layouts(kDenseApart), Layouts(kDensePacked), {}, {}, kDenseLayers};
+constexpr Block kMoeBlock = {kMoeRows, Layouts(kMoeApart, kMoeFused), Layouts(kMoePacked), {}, {}, kMoeLayers};
 constexpr const Block* kBlocks[] = {&kRowsBlock, &kDenseBlock, &kMoeBlock};
 
 Family ToyFamily(LayerRule rule) {
@@ -248,7 +247,7 @@ class Reference {
     if (table.scope == kGlobal && !(table.role == "embed" ? first_stage : last_stage)) return;
     if (table.scope == kGlobal) return FillPart({row, -1, -1});
     for (uint64_t layer = rank_.layers.begin; layer < rank_.layers.end; ++layer) {
-      if (!(table.on & static_cast<LayerKinds>(model_.layers[layer]))) continue;
+      if (!rows_[row].IsOn(model_.layers[layer])) continue;
       if (table.scope == kLayer) FillPart({row, static_cast<int32_t>(layer), -1});
       if (table.scope == kExpert)
         for (uint64_t expert = rank_.experts.begin; expert < rank_.experts.end; ++expert)
@@ -497,7 +496,7 @@ void CheckStorage(Random& random, const Model& model, const Rank& rank, const st
 
 std::vector<const Layout*> Choose(const Model& model, const Rank& rank, Layouts Block::*layouts,
                                   const std::set<std::string>& absent = {}) {
-  return ChooseLayouts(model, {rank}, layouts, "toy", [&](const TensorSpec& spec) { return !absent.count(spec.name); });
+  return ChooseLayouts(model, rank, layouts, "toy", [&](const TensorSpec& spec) { return !absent.count(spec.name); });
 }
 
 void CheckRandomModels(LayerRule rule, Layouts Block::*layouts, bool stacks_layers) {

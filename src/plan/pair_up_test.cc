@@ -14,6 +14,9 @@
 #include "tensor/testutil.h"
 
 namespace reshard {
+
+extern const Family kLlama, kQwen3;
+
 namespace {
 
 using testing::ElementsAre;
@@ -60,7 +63,7 @@ Checkpoint CheckpointOf(const Kind& kind, const Model& model, bool stores_head =
   checkpoint.name_prefix = kind.name_prefix;
   checkpoint.model = model;
   checkpoint.ranks = {{{0, model.sizes['L']}, {0, 0}, model.sizes['V'], stores_head, nemo}};
-  checkpoint.layouts = ChooseLayouts(model, checkpoint.ranks, kind.layouts, kind.name, [](auto&) { return true; });
+  checkpoint.layouts = ChooseLayouts(model, checkpoint.ranks[0], kind.layouts, kind.name, [](auto&) { return true; });
   uint32_t files = 0;
   for (const TensorSpec& spec : TensorsOf(model, checkpoint.ranks, checkpoint.layouts)) {
     StoredTensor tensor{spec.name, dtype, spec.shape, {}, ChunksOf(spec.shape, nemo, files)};

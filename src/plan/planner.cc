@@ -51,7 +51,7 @@ class Planner {
 
   Planned Make() {
     const std::vector<Rank> ranks = kind_.ranks(model_, source_, options_);
-    auto layouts = ChooseLayouts(model_, ranks, kind_.layouts, kind_.name, [](const TensorSpec&) { return true; });
+    auto layouts = ChooseLayouts(model_, ranks[0], kind_.layouts, kind_.name, [](const TensorSpec&) { return true; });
     specs_ = TensorsOf(model_, ranks, layouts);
     for (const TensorSpec& spec : specs_)
       names_.push_back(FullName(kind_.name_prefix, ranks.size(), spec.rank, spec.name));

@@ -219,6 +219,7 @@ def nemo_config(c, dtype, *, backend="zarr", shared=None, rows=None, tokenizer=N
         cfg["seq_len_interpolation_factor"] = linear
     if family == "qwen3":
         cfg["qk_layernorm"] = True
+        cfg["name"] = "decoder_block_gpt"  # the only layers of NeMo 1 that have these norms
     if family == "mixtral":
         cfg.update(num_moe_experts=c.num_local_experts, moe_router_topk=c.num_experts_per_tok)
     if not qwen and rows != c.vocab_size:

@@ -2,13 +2,10 @@
 #pragma once
 
 #include <span>
-#include <string_view>
 
 #include "models/schema.h"
 
 namespace reshard {
-
-extern const Family kLlama, kMistral, kQwen2, kQwen3;
 
 std::span<const Family* const> Families();
 

@@ -1,11 +1,10 @@
 // Llama 1 to 3.3 and all that is published under its class, SmolLM2 among it.
 #include "models/families/blocks.h"
-#include "models/families/families.h"
 
 namespace reshard {
 namespace {
 
-constexpr const Block* kBlocks[] = {&kTrunk, &kGatedMlp};
+constexpr const Block* kBlocks[] = {&kTrunk, &kMlpNorm, &kGatedMlp};
 
 // transformers: LlamaConfig.
 constexpr ConfigDefault kDefaults[] = {
@@ -30,7 +29,7 @@ constexpr Flag kFlags[] = {
 
 }  // namespace
 
-const Family kLlama = {
+extern const Family kLlama = {
     .name = "llama",
     .group = "llama",
     .class_name = "LlamaForCausalLM",

@@ -1,11 +1,10 @@
 // Mistral 7B, Nemo, Small: Llama's blocks without any bias, other defaults, a sliding window.
 #include "models/families/blocks.h"
-#include "models/families/families.h"
 
 namespace reshard {
 namespace {
 
-constexpr const Block* kBlocks[] = {&kTrunk, &kGatedMlp};
+constexpr const Block* kBlocks[] = {&kTrunk, &kMlpNorm, &kGatedMlp};
 
 // transformers: MistralConfig.
 constexpr ConfigDefault kDefaults[] = {
@@ -20,13 +19,14 @@ constexpr ConfigDefault kDefaults[] = {
 
 }  // namespace
 
-const Family kMistral = {
+extern const Family kMistral = {
     .name = "mistral",
     .group = "llama",
     .class_name = "MistralForCausalLM",
     .blocks = kBlocks,
     .defaults = kDefaults,
     .flags = {},
+    .window = WindowRule::kAll,
     .megatron = {"mistral", "MistralModel", "MistralConfig7B", "",
                  "megatron.bridge.models.mistral.mistral_provider.MistralModelProvider"},
     .trtllm_config = TrtllmConfig::kLlama,

@@ -1,11 +1,10 @@
 // Qwen1.5, 2, 2.5: Llama's blocks with biases on q, k and v, always.
 #include "models/families/blocks.h"
-#include "models/families/families.h"
 
 namespace reshard {
 namespace {
 
-constexpr const Block* kBlocks[] = {&kTrunk, &kGatedMlp};
+constexpr const Block* kBlocks[] = {&kTrunk, &kMlpNorm, &kGatedMlp};
 
 // transformers: Qwen2Config.
 constexpr ConfigDefault kDefaults[] = {
@@ -22,17 +21,17 @@ constexpr Flag kFlags[] = {{"qkv_bias", ""}};
 
 }  // namespace
 
-const Family kQwen2 = {
+extern const Family kQwen2 = {
     .name = "qwen2",
     .group = "qwen",
     .class_name = "Qwen2ForCausalLM",
     .blocks = kBlocks,
     .defaults = kDefaults,
     .flags = kFlags,
+    .window = WindowRule::kSwitched,
     .nemo_base = NemoBase::kQwen,
     .megatron = {"qwen2", "Qwen2Model", "Qwen2Config"},
     .trtllm_config = TrtllmConfig::kQwen,
-    .window_switch = "use_sliding_window",
 };
 
 }  // namespace reshard

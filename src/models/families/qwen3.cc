@@ -1,11 +1,10 @@
 // Qwen3, dense: norms on q and k, head size apart from hidden size, no biases unless attention_bias says so.
 #include "models/families/blocks.h"
-#include "models/families/families.h"
 
 namespace reshard {
 namespace {
 
-constexpr const Block* kBlocks[] = {&kTrunk, &kQkNorm, &kGatedMlp};
+constexpr const Block* kBlocks[] = {&kTrunk, &kQkNorm, &kMlpNorm, &kGatedMlp};
 
 // transformers: Qwen3Config.
 constexpr ConfigDefault kDefaults[] = {
@@ -24,16 +23,16 @@ constexpr Flag kFlags[] = {
 
 }  // namespace
 
-const Family kQwen3 = {
+extern const Family kQwen3 = {
     .name = "qwen3",
     .group = "qwen",
     .class_name = "Qwen3ForCausalLM",
     .blocks = kBlocks,
     .defaults = kDefaults,
     .flags = kFlags,
+    .window = WindowRule::kSwitched,
     .nemo_base = NemoBase::kQwen,
     .megatron = {"qwen3", "Qwen3Model", "Qwen3Config"},
-    .window_switch = "use_sliding_window",
 };
 
 }  // namespace reshard

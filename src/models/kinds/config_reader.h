@@ -25,6 +25,7 @@ class ConfigReader {
   // A size that must be there.
   uint64_t RequiredSize(std::string_view key) const;
 
+  const Json& config() const { return config_; }
   const std::string& path() const { return path_; }
 
  private:

@@ -6,6 +6,7 @@
 #include <cctype>
 #include <iterator>
 #include <map>
+#include <optional>
 
 #include "archive/torch_zip.h"
 #include "base/error.h"
@@ -168,14 +169,39 @@ Dims GridOf(const TensorSpec& spec) {
   return grid;
 }
 
+// Where an object is among its like: "/shard_3_32", of layer and expert "/shard_3.1_32.8".
+struct Place {
+  std::string index, count;
+
+  void Add(uint64_t at, uint64_t of) {
+    const char* dot = index.empty() ? "" : ".";
+    index += fmt::format("{}{}", dot, at);
+    count += fmt::format("{}{}", dot, of);
+  }
+  std::string Shard() const { return index.empty() ? "/shard_0_1" : fmt::format("/shard_{}_{}", index, count); }
+};
+
 // The keys of the _extra_state objects that loaders ask for, without the prefix.
 std::vector<std::string> ObjectKeys(const Model& model) {
   std::vector<std::string> keys;
   const uint64_t layers = model.sizes['L'];
-  for (const Block* block : model.family->blocks)
-    for (std::string_view module : block->nemo_objects)
-      for (uint64_t layer = 0; layer < layers; ++layer)
-        keys.push_back(fmt::format("{}{}._extra_state/shard_{}_{}", kLayers, module, layer, layers));
+  auto add = [&](const NemoObject& object, uint64_t layer, std::optional<uint64_t> expert) {
+    Place place;
+    if (model.IsUniform()) place.Add(layer, layers);
+    if (expert) place.Add(*expert, model.sizes['E']);
+    const std::string number = model.IsUniform() ? "" : fmt::format("{}.", layer);
+    keys.push_back(fmt::format("{}{}{}._extra_state{}", kLayers, number, object.module, place.Shard()));
+  };
+  for (const Block* block : model.family->blocks) {
+    for (const NemoObject& object : block->nemo_objects) {
+      for (uint64_t layer = 0; layer < layers; ++layer) {
+        if (!(block->on & static_cast<LayerKinds>(model.layers[layer]))) continue;
+        if (object.scope != Scope::kExpert) add(object, layer, std::nullopt);
+        for (uint64_t expert = 0; object.scope == Scope::kExpert && expert < model.sizes['E']; ++expert)
+          add(object, layer, expert);
+      }
+    }
+  }
   return keys;
 }
 
@@ -211,6 +237,13 @@ Rank DistRank(const Checkpoint& checkpoint, uint64_t vocab_rows) {
   bool numbered = std::any_of(checkpoint.tensors.begin(), checkpoint.tensors.end(),
                               [](const StoredTensor& tensor) { return IsNumbered(tensor.name); });
   return {{0, sizes['L']}, {0, sizes['E']}, vocab_rows, HasHead(checkpoint) || !checkpoint.model.tied, !numbered};
+}
+
+Rank NewDistRank(const Model& model, uint64_t vocab_rows, bool stores_head, bool zero_centred) {
+  const Sizes& sizes = model.sizes;
+  Rank rank{{0, sizes['L']}, {0, sizes['E']}, vocab_rows, stores_head, model.IsUniform()};
+  rank.zero_centred = zero_centred;
+  return rank;
 }
 
 void LayOutDistWeights(const std::string& folder, std::string_view prefix, DistFormat format, const Model& model,

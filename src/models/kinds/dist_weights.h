@@ -27,6 +27,9 @@ const StoredTensor& EmbeddingOf(const Checkpoint& checkpoint, const std::string&
 bool HasHead(const Checkpoint& checkpoint);
 Rank DistRank(const Checkpoint& checkpoint, uint64_t vocab_rows);
 
+// The rank of a new one: layers are stacked where they are all of one kind, as megatron-core does.
+Rank NewDistRank(const Model& model, uint64_t vocab_rows, bool stores_head, bool zero_centred);
+
 // Lays the tensors out below `folder`, names behind `prefix`, with the _extra_state objects that loaders ask for,
 // common.pt with `common_pickle` inside, and metadata.json last. Chunks count files from files.size() on.
 void LayOutDistWeights(const std::string& folder, std::string_view prefix, DistFormat format, const Model& model,

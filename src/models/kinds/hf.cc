@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <iterator>
+#include <map>
 #include <set>
 
 #include "base/error.h"
@@ -34,6 +35,17 @@ constexpr std::string_view kDcp = "dcp", kDcpIndex = ".metadata", kEmbedding = "
 constexpr std::string_view kWeights[] = {kSafetensors.format, kPickles.format, kDcp};
 constexpr std::string_view kMarkers[] = {kSafetensors.index, kSafetensors.single, kPickles.index, kPickles.single,
                                          kDcpIndex};
+
+// How a class that holds a text model beside others calls what the model calls `own`; the longest first.
+struct TextPrefix {
+  std::string_view stored, own;
+};
+constexpr TextPrefix kTextPrefixes[] = {
+    {"model.language_model.model.", "model."},
+    {"model.language_model.", "model."},
+    {"language_model.model.", "model."},
+    {"language_model.lm_head.", "lm_head."},
+};
 
 // What comes along with the weights, byte for byte.
 constexpr std::string_view kCarried[] = {
@@ -106,11 +118,13 @@ class HfReader {
     if (!io_.Stat(checkpoint_.config_path))
       throw Error(Code::kNotFound, "there is no config.json, expected one; give the folder that has it")
           .At("reading", checkpoint_.folder);
-    checkpoint_.config_text = ReadTreeText(io_, checkpoint_.config_path, options_);
+    const std::string text = ReadTreeText(io_, checkpoint_.config_path, options_);
+    checkpoint_.config_text = TextModelConfig(text, checkpoint_.config_path);
     checkpoint_.config = ParseJson(checkpoint_.config_text, checkpoint_.config_path);
     checkpoint_.model = ModelFromHfConfig(WithoutQuantisation(checkpoint_.config), checkpoint_.config_path);
     RemoveCopies();
     ReadWeights();
+    if (checkpoint_.config_text != text) KeepTextModel();
     std::erase_if(checkpoint_.tensors, [&](const StoredTensor& tensor) {
       if (IsIgnored(tensor.name)) checkpoint_.ignored.push_back(tensor.name);
       return IsIgnored(tensor.name);
@@ -153,6 +167,27 @@ class HfReader {
     checkpoint_.format = kDcp;
     if (Exists(io_, folder_, kDcpIndex)) return ReadDcp();
     NoWeights();
+  }
+
+  // Of a class that holds a text model beside others: its tensors, under their names without the prefix.
+  void KeepTextModel() {
+    std::map<std::string, size_t> others;  // how many, by what their names begin with
+    std::erase_if(checkpoint_.tensors, [&](StoredTensor& tensor) {
+      if (TakeTextName(tensor.name)) return false;
+      ++others[tensor.name.substr(0, tensor.name.find('.', std::string_view("model.").size()))];
+      return true;
+    });
+    for (const auto& [begin, count] : others)
+      checkpoint_.ignored.push_back(fmt::format("{}.* ({} tensors)", begin, count));
+  }
+
+  static bool TakeTextName(std::string& name) {
+    for (const TextPrefix& row : kTextPrefixes) {
+      if (!name.starts_with(row.stored)) continue;
+      name.replace(0, row.stored.size(), row.own);
+      return true;
+    }
+    return name == "lm_head.weight";
   }
 
   // Weights that are not read because others are (an index beside model.safetensors) are side files too.

@@ -18,6 +18,10 @@ namespace reshard {
 // kCorrupt (a key of a wrong type or size).
 Model ModelFromHfConfig(const Json& config, const std::string& path);
 
+// The text of a config.json, or of one that it holds where its class holds a text model beside others: then that of the
+// text model, with what of the whole is also the model's. Errors: kCorrupt where there is none in such a one.
+std::string TextModelConfig(const std::string& text, const std::string& path);
+
 // A complete config.json of the 4.x style, which both 4.x and 5.x load, as save_pretrained prints it.
 std::string HfConfigText(const Model& model, Dtype dtype);
 

@@ -205,7 +205,7 @@ class Finder {
   std::set<std::string> NamesOfModel() const {
     auto any = [](const TensorSpec&) { return true; };
     const auto layouts =
-        ChooseLayouts(checkpoint_.model, checkpoint_.ranks, kHuggingFace.layouts, kHuggingFace.name, any);
+        ChooseLayouts(checkpoint_.model, checkpoint_.ranks[0], kHuggingFace.layouts, kHuggingFace.name, any);
     std::set<std::string> names;
     for (TensorSpec& spec : TensorsOf(checkpoint_.model, checkpoint_.ranks, layouts))
       names.insert(std::move(spec.name));

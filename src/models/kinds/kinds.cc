@@ -40,20 +40,26 @@ bool Has(const Checkpoint& checkpoint, uint32_t rank, std::string_view name) {
   return FindTensor(checkpoint, rank, name) || FindEncoded(checkpoint, name);
 }
 
-// Of the first rank, in the layers that it holds.
+// Of the first rank, in the cheapest of its layers to have, and the dearest to hold.
 LayerCost CostOfLayer(const Checkpoint& checkpoint, const Kind& kind) {
-  Rank first = checkpoint.ranks[0];
-  first.layers.end = first.layers.begin + 1;
+  const Model& model = checkpoint.model;
+  const Rank& first = checkpoint.ranks[0];
   auto present = [&](const TensorSpec& spec) { return Has(checkpoint, 0, spec.name); };
-  auto layouts = ChooseLayouts(checkpoint.model, {first}, kind.layouts, kind.name, present);
+  auto layouts = ChooseLayouts(model, first, kind.layouts, kind.name, present);
   LayerCost cost;
-  for (const TensorSpec& spec : TensorsOf(checkpoint.model, first, layouts)) {
-    if (spec.views[0].part.layer < 0) continue;
-    ++cost.tensors;
-    cost.parts += spec.views.size();
-    const StoredTensor* tensor = FindTensor(checkpoint, 0, spec.name);
-    if (first.stacks_layers && tensor && !tensor->shape.empty())
-      cost.stacked = std::max(cost.stacked, tensor->shape[0]);
+  std::set<LayerKind> seen;
+  for (uint64_t layer = first.layers.begin; layer < first.layers.end; ++layer) {
+    if (!seen.insert(model.layers[layer]).second) continue;
+    uint64_t tensors = 0, parts = 0;
+    for (const TensorSpec& spec : TensorsOfLayer(model, first, layouts, layer)) {
+      ++tensors;
+      parts += spec.views.size();
+      const StoredTensor* tensor = FindTensor(checkpoint, 0, spec.name);
+      if (first.stacks_layers && tensor && !tensor->shape.empty())
+        cost.stacked = std::max(cost.stacked, tensor->shape[0]);
+    }
+    cost.tensors = cost.tensors ? std::min(cost.tensors, tensors) : tensors;
+    cost.parts = std::max(cost.parts, parts);
   }
   return cost;
 }
@@ -209,7 +215,7 @@ Checkpoint OpenCheckpoint(Io& io, const std::string& path, std::string_view kind
   std::sort(checkpoint.tensors.begin(), checkpoint.tensors.end(), Before);
   auto present = [&](const TensorSpec& spec) { return Has(checkpoint, spec.rank, spec.name); };
   CheckLayers(checkpoint, kind, options);
-  checkpoint.layouts = ChooseLayouts(checkpoint.model, checkpoint.ranks, kind.layouts, kind.name, present);
+  checkpoint.layouts = ChooseLayouts(checkpoint.model, checkpoint.ranks[0], kind.layouts, kind.name, present);
   std::vector<std::string> problems =
       Problems(checkpoint, TensorsOf(checkpoint.model, checkpoint.ranks, checkpoint.layouts));
   if (!problems.empty()) throw Gathered(Code::kMismatch, std::move(problems)).At("reading", path);

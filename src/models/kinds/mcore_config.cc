@@ -21,17 +21,18 @@ struct Setting {
 };
 constexpr Setting kSettings[] = {
     {"apply_residual_connection_post_layernorm", "[false]"},
-    {"layernorm_zero_centered_gamma", "[false]"},
-    {"rotary_percent", "[1.0]"},
-    {"rotary_interleaved", "[false]"},
     {"multi_latent_attention", "[false]"},
     {"attention_output_gate", "[false]"},
     {"qk_l2_norm", "[false]"},
-    {"softmax_scale", "[]"},
     {"softmax_type", "[\"vanilla\"]"},
     {"glu_linear_offset", "[0.0]"},
     {"activation_func_clamp_value", "[]"},
-    {"num_moe_experts", "[]"},
+    {"moe_router_score_function", "[\"softmax\"]"},
+    {"moe_router_enable_expert_bias", "[false]"},
+    {"moe_router_num_groups", "[]"},
+    {"moe_router_topk_scaling_factor", "[1.0]"},
+    {"moe_apply_probs_on_input", "[false]"},
+    {"moe_latent_size", "[]"},
     {"mtp_num_layers", "[0]"},
     {"linear_attention_freq", "[]"},
     {"experimental_attention_variant", "[]"},
@@ -53,11 +54,21 @@ void RefuseUnsupported(const ConfigReader& reader) {
                 fmt::format("{} {}, expected {}", row.key, value.dump(), handled.empty() ? "none" : handled[0].dump()))
         .At("reading", reader.path());
   }
-  const std::string activation = reader.String("activation_func", "gelu");
-  if (!reader.Bool("gated_linear_unit", false) || !std::string_view(activation).ends_with("silu"))
-    throw Error(Code::kUnsupported, fmt::format("activation_func '{}' {}gated, expected silu, gated", activation,
-                                                reader.Bool("gated_linear_unit", false) ? "" : "not "))
-        .At("reading", reader.path());
+}
+
+// By the last part of the function's name: NeMo 2 has the tanh form of gelu under another module and name.
+const Activation& ReadActivation(const ConfigReader& reader) {
+  const std::string function = reader.String("activation_func", "gelu");
+  const std::string name = function.substr(function.rfind('.') + 1);
+  for (const Activation& row : Activations())
+    if (reader.Bool("gated_linear_unit", false) &&
+        (row.mcore.ends_with("." + name) || row.mcore == name || (row.openai_gelu && name == "openai_gelu")))
+      return row;
+  const bool silu = name == "silu";
+  throw Error(Code::kUnsupported,
+              fmt::format("activation_func '{}' {}gated, expected {}, gated", function,
+                          reader.Bool("gated_linear_unit", false) ? "" : "not ", silu ? "it" : "silu or fast_gelu"))
+      .At("reading", reader.path());
 }
 
 std::set<std::string_view> FlagsOf(const ConfigReader& reader) {
@@ -66,6 +77,15 @@ std::set<std::string_view> FlagsOf(const ConfigReader& reader) {
   if (reader.Bool("add_qkv_bias", false)) flags.insert("qkv_bias");
   if (reader.Bool("qk_layernorm", false)) flags.insert("qk_norm");
   return flags;
+}
+
+NemoTraits TraitsOf(const ConfigReader& reader, HyperParameters& hyper) {
+  NemoTraits traits;
+  traits.flags = FlagsOf(reader);
+  traits.activation = &ReadActivation(reader);
+  ReadRotation(reader, "rotary_percent", hyper, traits);
+  traits.window = !WindowOf(reader).is_null();
+  return traits;
 }
 
 // Sizes are as the constructor makes them: as many groups as heads, a width of four times the hidden size.
@@ -83,7 +103,7 @@ void ReadSizes(const ConfigReader& reader, Model& model) {
 // `rope_scaling` with its factor is Megatron's (the other constants are its own); `scale_factor` and what belongs to it
 // NeMo 2's.
 Json RopeScaling(const ConfigReader& reader) {
-  const Json linear = reader.Positive("seq_len_interpolation_factor", nullptr);
+  const Json linear = reader.Positive("seq_len_interpolation_factor", LinearFactor(reader));
   const Json factor = reader.Positive("scale_factor", nullptr);
   const bool llama3 = reader.Bool("rope_scaling", false);
   if (int(!linear.is_null()) + int(!factor.is_null()) + int(llama3) > 1)
@@ -103,8 +123,9 @@ Json RopeScaling(const ConfigReader& reader) {
 // A template's window is believed where the config counts the present token otherwise than its kind does now:
 // Megatron-Bridge did before 0.4.
 Json Window(const ConfigReader& reader, uint64_t beside, const NemoHints& hints) {
-  const Json before = WindowOf(reader);
-  if (before.is_null()) return before;
+  bool counts_itself = false;
+  const Json before = WindowOf(reader, &counts_itself);
+  if (before.is_null() || counts_itself) return before;
   if (hints.template_model && hints.template_model->hyper.sliding_window == before) return before;
   return before.get<uint64_t>() + beside;
 }
@@ -144,16 +165,15 @@ Model ModelFromMcoreConfig(const Json& config, const std::string& path, const Mc
   hyper.rms_norm_eps = reader.Positive("layernorm_epsilon", 1e-5);
   hyper.initializer_range = reader.Number("init_method_std", 0.02);
   hyper.max_position_embeddings = reader.Size("max_position_embeddings", reader.Size("seq_length", 1024));
-  hyper.rope_theta = reader.Positive("rotary_base", 10000.0);
   hyper.rope_scaling = RopeScaling(reader);
   hyper.sliding_window = Window(reader, dialect.beside_window, hints);
-  hyper.hidden_act = "silu";
-  std::set<std::string_view> flags = FlagsOf(reader);
-  model.family = &NemoFamilyOf(reader, flags, !hyper.sliding_window.is_null(), dialect.family, hints);
+  const NemoTraits traits = TraitsOf(reader, hyper);
+  hyper.hidden_act = traits.activation->hf;
+  model.family = &NemoFamilyOf(reader, traits, MegatronDialectOf::kMcore, dialect.family, hints);
   for (const Flag& flag : model.family->flags)
-    if (flags.count(flag.flag)) model.flags.push_back(flag.flag);
+    if (traits.flags.count(flag.flag)) model.flags.push_back(flag.flag);
   model.tied = reader.Bool("share_embeddings_and_output_weights", true);
-  model.layers = LayerPlan(*model.family, model.sizes['L'], config, path);
+  ReadKeys(reader, MegatronDialectOf::kMcore, model);
   model.sizes['V'] = VocabularyOf(reader, "vocab_size", embedding, hints, doubts);
   if (hints.template_model) {
     CheckTemplate(model, *hints.template_model, {}, path);
@@ -172,7 +192,7 @@ bool HasLlama3Rope(const Model& model) {
 Json McoreConfigOf(const Model& model, const McoreDialect& dialect) {
   const Sizes& sizes = model.sizes;
   const HyperParameters& hyper = model.hyper;
-  if (!hyper.layered_window.empty()) NoPlaceIn(dialect, hyper.layered_window);
+  if (!hyper.layered.empty()) NoPlaceIn(dialect, hyper.layered);
   Json config = Json::object();
   config["num_layers"] = sizes['L'];
   config["hidden_size"] = sizes['H'];
@@ -185,17 +205,25 @@ Json McoreConfigOf(const Model& model, const McoreDialect& dialect) {
   config["seq_length"] = hyper.max_position_embeddings;
   config["init_method_std"] = hyper.initializer_range;
   config["layernorm_epsilon"] = hyper.rms_norm_eps;
-  config["rotary_base"] = hyper.rope_theta;
+  config["rotary_base"] = RotaryBase(hyper);
+  config["rotary_percent"] = hyper.rotary_percent;
+  config["rotary_interleaved"] = model.family->rope_interleaved;
+  config[kZeroCentred] = WritesZeroCentred(*model.family, MegatronDialectOf::kMcore);
   config["share_embeddings_and_output_weights"] = model.tied;
   SetBiases(model, dialect, config);
   config["qk_layernorm"] = model.Has("qk_norm");
   config["window_size"] = nullptr;
-  if (!hyper.sliding_window.is_null())
+  if (!model.family->rope_local_key.empty()) {
+    config["window_size"] = hyper.sliding_window;
+  } else if (!hyper.sliding_window.is_null()) {
     config["window_size"] = Json::array({hyper.sliding_window.get<uint64_t>() - dialect.beside_window, 0});
+  }
+  SetKeys(
+      model, MegatronDialectOf::kMcore, [&](const std::string& what) { NoPlaceIn(dialect, what); }, config);
   const Json& scaling = hyper.rope_scaling;
   if (scaling.is_null() || HasLlama3Rope(model)) return config;
-  if (scaling["rope_type"] != "linear") NoPlaceIn(dialect, fmt::format("rope scaling {}", scaling.dump()));
-  config["seq_len_interpolation_factor"] = scaling["factor"];
+  if (scaling["rope_type"] != "linear") NoPlaceIn(dialect, fmt::format("rope scaling {}", scaling["rope_type"].dump()));
+  config[std::string(LinearFactorKey(*model.family))] = scaling["factor"];
   return config;
 }
 

@@ -66,6 +66,7 @@ void DescribeMcore(Io& io, const std::string& weights, const McoreDialect& diale
   checkpoint.vocabulary_doubt = std::move(doubts.vocabulary);
   checkpoint.padding_doubt = std::move(doubts.padding);
   checkpoint.ranks = {DistRank(checkpoint, rows)};
+  checkpoint.ranks[0].zero_centred = ReadsZeroCentred({checkpoint.config, checkpoint.config_path});
 }
 
 std::vector<std::string> NamesBelow(Io& io, const std::string& folder) {

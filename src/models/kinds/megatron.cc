@@ -108,8 +108,8 @@ Checkpoint Open(Io& io, const std::string& folder, const OpenOptions& options) {
 }
 
 std::vector<Rank> RanksOf(const Model& model, const Checkpoint&, const TargetOptions&) {
-  const Sizes& sizes = model.sizes;
-  return {{{0, sizes['L']}, {0, sizes['E']}, sizes['V'], !model.tied, true}};
+  return {
+      NewDistRank(model, model.sizes['V'], !model.tied, WritesZeroCentred(*model.family, MegatronDialectOf::kMcore))};
 }
 
 // -- writing ----------------------------------------------------------------------------------------------------------

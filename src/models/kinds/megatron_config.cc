@@ -211,13 +211,17 @@ class Pickler {
 // What Megatron-LM's --use-checkpoint-args reads, and its check of arguments when it loads.
 Json ArgumentsFor(const Model& model, const Json& config, const MegatronConfigOptions& options) {
   Json arguments = Json::object();
-  for (const char* key :
-       {"num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "kv_channels",
-        "seq_length", "rotary_base", "add_bias_linear", "add_qkv_bias", "qk_layernorm", "make_vocab_size_divisible_by",
-        "init_method_std", "vocab_size", "window_size", "fp16", "bf16"})
-    arguments[key] = config[key];
+  // Most have the names of megatron-core.
+  arguments = config;
+  arguments.erase("seq_len_interpolation_factor");
+  arguments.erase("rope_scaling");
+  arguments.erase("share_embeddings_and_output_weights");
+  for (const Renamed& row : kRenamed) {
+    if (!arguments.contains(row.name)) continue;
+    arguments[std::string(row.argument)] = Json(arguments[std::string(row.name)]);
+    arguments.erase(std::string(row.name));
+  }
   arguments["max_position_embeddings"] = config["seq_length"];
-  arguments["norm_epsilon"] = config["layernorm_epsilon"];
   arguments["padded_vocab_size"] = config["vocab_size"];
   arguments["group_query_attention"] = model.sizes['G'] != model.sizes['A'];
   arguments["untie_embeddings_and_output_weights"] = !model.tied;
@@ -225,17 +229,14 @@ Json ArgumentsFor(const Model& model, const Json& config, const MegatronConfigOp
   arguments["normalization"] = "RMSNorm";
   arguments["position_embedding_type"] = "rope";
   arguments["add_position_embedding"] = true;  // Megatron-LM's default, which it compares
-  arguments["rotary_percent"] = 1.0;
-  arguments["rotary_interleaved"] = false;
   arguments["rotary_seq_len_interpolation_factor"] = config.value("seq_len_interpolation_factor", Json());
   arguments["use_rope_scaling"] = HasLlama3Rope(model);
   if (HasLlama3Rope(model)) arguments["rope_scaling_factor"] = config["rope_scaling_factor"];
   arguments["squared_relu"] = false;
-  arguments["apply_layernorm_1p"] = false;
   arguments["apply_query_key_layer_scaling"] = false;
   arguments["attention_dropout"] = 0.0;
   arguments["hidden_dropout"] = 0.0;
-  arguments["num_experts"] = nullptr;
+  if (!arguments.contains("num_experts")) arguments["num_experts"] = nullptr;
   arguments["multi_latent_attention"] = false;
   arguments["tokenizer_type"] = "HuggingFaceTokenizer";
   arguments["tokenizer_model"] = options.tokenizer.empty() ? Json() : Json(options.tokenizer);
@@ -251,9 +252,7 @@ Json ArgumentsFor(const Model& model, const Json& config, const MegatronConfigOp
   return arguments;
 }
 
-std::string CommonPickle(const Json& arguments, const MegatronConfigOptions& options) {
-  Pickler pickler;
-  pickler.Open('}');
+void AddArguments(const Json& arguments, const MegatronConfigOptions& options, Pickler& pickler) {
   pickler.Text("args");
   pickler.Global("argparse", "Namespace");
   pickler.Add(")\x81");  // made of no arguments, and given a state
@@ -265,6 +264,14 @@ std::string CommonPickle(const Json& arguments, const MegatronConfigOptions& opt
   pickler.Text("params_dtype");
   pickler.Global("torch", Row(options.dtype).torch);
   pickler.Add("ub");
+}
+
+// Without arguments where they cannot say what the model computes: then Megatron-LM's own trainer must be told, and not
+// take half of it for all.
+std::string CommonPickle(const Model& model, const Json& config, const MegatronConfigOptions& options) {
+  Pickler pickler;
+  pickler.Open('}');
+  if (model.family->megatron.arguments) AddArguments(ArgumentsFor(model, config, options), options, pickler);
   pickler.Text("checkpoint_version");
   pickler.Value(3.0);
   pickler.Text("iteration");
@@ -279,10 +286,9 @@ std::string RunConfigText(const Model& model, Json config, const MegatronConfigO
   Json provider = {{"_target_", model.family->megatron.bridge}};
   provider.update(config);
   provider["normalization"] = "RMSNorm";
-  provider["activation_func"] = NameInYaml("torch.nn.functional.silu");
+  provider["activation_func"] = NameInYaml(std::string(ActivationOf(*model.family).mcore));
   provider["gated_linear_unit"] = true;
   provider["position_embedding_type"] = "rope";
-  provider["rotary_percent"] = 1.0;
   provider["attention_dropout"] = 0.0;
   provider["hidden_dropout"] = 0.0;
   provider["should_pad_vocab"] = false;
@@ -328,7 +334,7 @@ MegatronConfigTexts MegatronConfigOf(const Model& model, const MegatronConfigOpt
     config["rope_scaling_factor"] = scaling["factor"];
   }
   SetMcorePrecision(options.dtype, config);
-  return {RunConfigText(model, config, options), CommonPickle(ArgumentsFor(model, config, options), options)};
+  return {RunConfigText(model, config, options), CommonPickle(model, config, options)};
 }
 
 }  // namespace reshard

@@ -71,14 +71,18 @@ class NemoReader {
     const uint64_t rows = embedding.shape[0], rows_of_rank = embedding.chunks[0].box.shape[0];
     ReadModel({rows, CeilDiv(rows, rows_of_rank)});
     checkpoint_.ranks = {DistRank(checkpoint_, rows)};
+    checkpoint_.ranks[0].zero_centred = IsZeroCentred();
   }
+
+  bool IsZeroCentred() const { return ReadsZeroCentred({checkpoint_.config, checkpoint_.config_path}); }
 
   void DescribeRanks(RankGrid grid) {
     const StoredTensor& embedding = EmbeddingOf(checkpoint_, checkpoint_.folder);
     const uint64_t rows = embedding.shape[0] * grid.tp;
     ReadModel({rows, grid.tp});
     const bool stores_head = HasHead(checkpoint_) || !checkpoint_.model.tied;
-    checkpoint_.ranks = RanksOfGrid(checkpoint_.model, grid, rows, stores_head, checkpoint_.config_path);
+    checkpoint_.ranks =
+        RanksOfGrid(checkpoint_.model, grid, {rows, stores_head, IsZeroCentred()}, checkpoint_.config_path);
   }
 
   void ReadModel(const NemoEmbedding& embedding) {
@@ -131,10 +135,18 @@ std::vector<Rank> RanksOf(const Model& model, const Checkpoint& source, const Ta
   const bool from_nemo = source.kind == kNemo.name;
   const uint64_t vocab_rows = from_nemo ? source.ranks[0].vocab_rows : sizes['V'];
   const bool stores_head = !model.tied || (from_nemo && source.ranks[0].stores_head);
-  if (options.weights == kRanks)  // the last of several stages has the tied table, too
-    return RanksOfGrid(model, {options.tp, options.pp}, RowsOfRanks(model, source, vocab_rows, options.tp),
-                       stores_head || options.pp > 1, source.config_path);
-  return {{{0, sizes['L']}, {0, sizes['E']}, vocab_rows, stores_head, true}};
+  const bool zero_centred =
+      from_nemo ? *source.ranks[0].zero_centred : WritesZeroCentred(*model.family, MegatronDialectOf::kNemo);
+  if (options.weights != kRanks) return {NewDistRank(model, vocab_rows, stores_head, zero_centred)};
+  if (model.sizes['E'])
+    throw Error(Code::kUnsupported,
+                fmt::format("{} has experts, expected a dense model for files of ranks; give --nemo_weights=torch_dist",
+                            model.family->name))
+        .At("reading", source.config_path);
+  // The last of several stages has the tied table, too.
+  return RanksOfGrid(model, {options.tp, options.pp},
+                     {RowsOfRanks(model, source, vocab_rows, options.tp), stores_head || options.pp > 1, zero_centred},
+                     source.config_path);
 }
 
 // -- writing ----------------------------------------------------------------------------------------------------------

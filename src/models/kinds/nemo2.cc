@@ -70,13 +70,11 @@ bool KeepsContext(const Checkpoint& source, const Model& model, const TargetOpti
 
 // Rows that pad the vocabulary stay where the context does that counts them.
 std::vector<Rank> RanksOf(const Model& model, const Checkpoint& source, const TargetOptions& options) {
-  const Sizes& sizes = model.sizes;
-  const bool keeps = KeepsContext(source, model, options);
-  return {{{0, sizes['L']},
-           {0, sizes['E']},
-           keeps ? source.ranks[0].vocab_rows : sizes['V'],
-           !model.tied || (keeps && source.ranks[0].stores_head),
-           true}};
+  if (KeepsContext(source, model, options))
+    return {NewDistRank(model, source.ranks[0].vocab_rows, !model.tied || source.ranks[0].stores_head,
+                        *source.ranks[0].zero_centred)};
+  return {
+      NewDistRank(model, model.sizes['V'], !model.tied, WritesZeroCentred(*model.family, MegatronDialectOf::kMcore))};
 }
 
 // -- writing ----------------------------------------------------------------------------------------------------------

@@ -39,19 +39,29 @@ struct Setting {
   std::string_view key, handled;
 };
 constexpr Setting kSettings[] = {
-    {"layernorm_zero_centered_gamma", "false"}, {"rotary_percentage", "1.0"}, {"rotary_interleaved", "false"},
-    {"transformer_block_type", "\"pre_ln\""},   {"headscale", "false"},
+    {"transformer_block_type", "\"pre_ln\""},     {"headscale", "false"},
+    {"moe_router_score_function", "\"softmax\""}, {"moe_router_enable_expert_bias", "false"},
+    {"moe_router_topk_scaling_factor", "1.0"},    {"moe_apply_probs_on_input", "false"},
 };
 
 void RefuseUnsupported(const ConfigReader& reader) {
-  RequireText(reader, "activation", "gelu", {"fast-swiglu", "swiglu"});
   RequireText(reader, "normalization", "layernorm", {"rmsnorm"});
   RequireText(reader, "position_embedding_type", "learned_absolute", {"rope"});
   auto refuse = [&](const std::string& what) { throw Error(Code::kUnsupported, what).At("reading", reader.path()); };
   for (const Setting& row : kSettings)
     if (const Json& value = reader.At(row.key); !value.is_null() && value != Json::parse(row.handled))
       refuse(fmt::format("{} {}, expected {}", row.key, value.dump(), row.handled));
-  if (!reader.At("num_moe_experts").is_null()) refuse("a mixture of experts (num_moe_experts), expected a dense model");
+}
+
+const Activation& ReadActivation(const ConfigReader& reader) {
+  const std::string name = reader.String("activation", "gelu");
+  const bool openai_gelu = reader.Bool("openai_gelu", false);
+  for (const Activation& row : Activations())
+    if ((name == row.nemo || name == row.nemo_read) && openai_gelu == row.openai_gelu) return row;
+  throw Error(Code::kUnsupported, fmt::format("activation '{}'{}, expected 'fast-swiglu', or 'fast-geglu' with "
+                                              "openai_gelu",
+                                              name, openai_gelu ? " with openai_gelu" : ""))
+      .At("reading", reader.path());
 }
 
 std::set<std::string_view> FlagsOf(const ConfigReader& reader) {
@@ -60,6 +70,16 @@ std::set<std::string_view> FlagsOf(const ConfigReader& reader) {
   if (reader.Bool("qkv_bias", false)) flags.insert("qkv_bias");
   if (reader.Bool("qk_layernorm", false)) flags.insert("qk_norm");
   return flags;
+}
+
+NemoTraits TraitsOf(const ConfigReader& reader, HyperParameters& hyper) {
+  NemoTraits traits;
+  traits.flags = FlagsOf(reader);
+  traits.activation = &ReadActivation(reader);
+  ReadRotation(reader, "rotary_percentage", hyper, traits);
+  hyper.sliding_window = WindowOf(reader);
+  traits.window = !hyper.sliding_window.is_null();
+  return traits;
 }
 
 // Whether a config of the family can mean exactly these flags: all that one key switches are set, or none.
@@ -75,6 +95,35 @@ bool CanMean(const Family& family, const std::set<std::string_view>& flags) {
   return found == flags.size();
 }
 
+// Why a config is of no model of a family: the first thing that does not fit, in words, and how many did before it.
+struct Misfit {
+  std::string what;  // empty: it is of one
+  int fitting = 0;
+};
+
+Misfit MisfitOf(const Family& family, const ConfigReader& reader, const NemoTraits& traits, MegatronDialectOf dialect) {
+  const bool checks[] = {
+      CanMean(family, traits.flags),
+      traits.activation == &ActivationOf(family),
+      traits.local_rope == !family.rope_local_key.empty(),
+      !traits.partial_rotation || family.partial_rotation,
+      traits.rope_interleaved == family.rope_interleaved,
+      !traits.window || HasWindow(family),
+  };
+  const std::string words[] = {
+      "other biases and norms",
+      fmt::format("the activation {}", traits.activation->hf),
+      fmt::format("{} rotary_base", traits.local_rope ? "two numbers for" : "one number for"),
+      fmt::format("a rotation of part of each head (rotary_percent{})",
+                  dialect == MegatronDialectOf::kNemo ? "age" : ""),
+      fmt::format("rotary_interleaved {}", traits.rope_interleaved),
+      "a window (window_size)",
+  };
+  for (int i = 0; i < static_cast<int>(std::size(checks)); ++i)
+    if (!checks[i]) return {words[i], i};
+  return {MisfittingKey(family, reader, dialect), static_cast<int>(std::size(checks))};
+}
+
 void ReadSizes(const ConfigReader& reader, Model& model) {
   Sizes& sizes = model.sizes;
   sizes['H'] = reader.RequiredSize("hidden_size");
@@ -87,7 +136,7 @@ void ReadSizes(const ConfigReader& reader, Model& model) {
 }
 
 Json RopeScaling(const ConfigReader& reader) {
-  Json factor = reader.Positive("seq_len_interpolation_factor", nullptr);
+  Json factor = reader.Positive("seq_len_interpolation_factor", LinearFactor(reader));
   bool llama3 = reader.Bool("scale_positional_embedding", false);
   const Json& stored = reader.At("rope_scaling");
   if (int(!factor.is_null()) + int(llama3) + int(!stored.is_null()) > 1)
@@ -132,19 +181,27 @@ void SetBiases(const Model& model, Json& config) {
   }
 }
 
+void SetWindow(const Model& model, Json& config) {
+  const Json& window = model.hyper.sliding_window;
+  if (window.is_null()) return;
+  config["window_size"] = model.family->rope_local_key.empty() ? Json::array({window, 0}) : window;
+}
+
 void SetRope(const Model& model, bool config_only, Json& config) {
   const Json& scaling = model.hyper.rope_scaling;
-  config["rotary_base"] = model.hyper.rope_theta;
-  if (!model.hyper.sliding_window.is_null()) config["window_size"] = Json::array({model.hyper.sliding_window, 0});
+  config["rotary_base"] = RotaryBase(model.hyper);
+  if (model.hyper.rotary_percent != 1.0) config["rotary_percentage"] = model.hyper.rotary_percent;
+  if (model.family->rope_interleaved) config["rotary_interleaved"] = true;
+  SetWindow(model, config);
   if (scaling.is_null()) return;
   if (scaling == Llama3Scaling(kLlama3Factor)) {
     config["scale_positional_embedding"] = true;
   } else if (scaling["rope_type"] == "linear" && scaling.contains("factor")) {
-    config["seq_len_interpolation_factor"] = scaling["factor"];
+    config[std::string(LinearFactorKey(*model.family))] = scaling["factor"];
   } else if (config_only) {
     config["rope_scaling"] = scaling;
   } else {
-    NoPlace(fmt::format("rope scaling {}", scaling.dump()),
+    NoPlace(fmt::format("rope scaling {}", scaling["rope_type"].dump()),
             "--allow_rope=config_only stores it for the way back, and NeMo will ignore it");
   }
 }
@@ -200,35 +257,81 @@ void RequireText(const ConfigReader& reader, std::string_view key, std::string_v
         .At("reading", reader.path());
 }
 
-const Family& NemoFamilyOf(const ConfigReader& reader, const std::set<std::string_view>& flags, bool window,
+const Family& NemoFamilyOf(const ConfigReader& reader, const NemoTraits& traits, MegatronDialectOf dialect,
                            const Family* likely, const NemoHints& hints) {
   if (hints.template_model) {
     const Family& family = *hints.template_model->family;
-    if (CanMean(family, flags)) return family;
-    throw Mismatch(
-        reader.path(),
-        fmt::format("its biases and norms are not those of {}, which the template is; give the right --hf_model_name",
-                    family.name));
+    const Misfit misfit = MisfitOf(family, reader, traits, dialect);
+    if (misfit.what.empty()) return family;
+    throw Mismatch(reader.path(), fmt::format("it has {}, and {}, which the template is, has not; give the right "
+                                              "--hf_model_name",
+                                              misfit.what, family.name));
   }
   std::vector<const Family*> families = {Families().begin(), Families().end()};
   if (likely) families.insert(families.begin(), likely);
+  Misfit nearest;
   for (const Family* family : families) {
-    if (!hints.model_type.empty() && family->group != hints.model_type) continue;
-    if (CanMean(*family, flags) && (!window || HasWindow(*family))) return *family;
+    if (!hints.model_type.empty() && family->group != hints.model_type && family->name != hints.model_type) continue;
+    Misfit misfit = MisfitOf(*family, reader, traits, dialect);
+    if (misfit.what.empty()) return *family;
+    if (misfit.fitting > nearest.fitting || nearest.what.empty()) nearest = std::move(misfit);
   }
-  throw Mismatch(
-      reader.path(),
-      fmt::format("no {} family has its biases, norms and window; give --hf_model_name or another --model_type",
-                  hints.model_type.empty() ? "known" : hints.model_type));
+  const bool by_tensors = nearest.fitting == 0;
+  throw Error(by_tensors ? Code::kMismatch : Code::kUnsupported,
+              fmt::format("it has {}, expected what a {} family has; give --hf_model_name or another --model_type",
+                          nearest.what, hints.model_type.empty() ? "known" : hints.model_type))
+      .At("reading", reader.path());
 }
 
-// [tokens before, tokens after]; null or -1 before: all.
-Json WindowOf(const ConfigReader& reader) {
+void ReadRotation(const ConfigReader& reader, std::string_view percent, HyperParameters& hyper, NemoTraits& traits) {
+  const Json& base = reader.At("rotary_base");
+  traits.local_rope = base.is_array();
+  if (traits.local_rope) {
+    if (base.size() != 2 || !base[0].is_number() || !base[1].is_number())
+      throw Error(Code::kCorrupt, fmt::format("'rotary_base' is {}, expected a number, or one of layers with a window "
+                                              "and one of others",
+                                              base.dump()))
+          .At("reading", reader.path());
+    hyper.rope_local_theta = base[0];
+    hyper.rope_theta = base[1];
+  } else {
+    hyper.rope_theta = reader.Positive("rotary_base", 10000.0);
+  }
+  hyper.rotary_percent = reader.Positive(percent, 1.0);
+  traits.partial_rotation = hyper.rotary_percent != 1.0;
+  traits.rope_interleaved = reader.Bool("rotary_interleaved", false);
+}
+
+Json RotaryBase(const HyperParameters& hyper) {
+  return hyper.rope_local_theta.is_null() ? hyper.rope_theta : Json::array({hyper.rope_local_theta, hyper.rope_theta});
+}
+
+// rope_scaling_factor is llama3's elsewhere.
+Json LinearFactor(const ConfigReader& reader) {
+  if (!reader.At("rotary_base").is_array()) return nullptr;
+  const Json factor = reader.Positive("rope_scaling_factor", 1.0);
+  return factor == 1.0 ? Json() : factor;
+}
+
+std::string_view LinearFactorKey(const Family& family) {
+  return family.rope_local_key.empty() ? "seq_len_interpolation_factor" : "rope_scaling_factor";
+}
+
+bool ReadsZeroCentred(const ConfigReader& reader) { return reader.Bool(kZeroCentred, false); }
+
+bool WritesZeroCentred(const Family& family, MegatronDialectOf dialect) {
+  return family.zero_centred && !(dialect == MegatronDialectOf::kNemo && family.nemo_adds_one);
+}
+
+// A number, or [tokens before, tokens after]; null or -1 before: all.
+Json WindowOf(const ConfigReader& reader, bool* counts_itself) {
   const Json& window = reader.At("window_size");
+  if (counts_itself) *counts_itself = window.is_number();
   if (window.is_null()) return nullptr;
+  if (window.is_number()) return reader.Size("window_size", 0);
   auto is_end = [](const Json& end) { return end.is_null() || end == -1 || end.is_number_unsigned(); };
   if (!window.is_array() || window.size() != 2 || !is_end(window[0]) || !is_end(window[1]))
-    throw Error(Code::kCorrupt, fmt::format("'window_size' is {}, expected two numbers", window.dump()))
+    throw Error(Code::kCorrupt, fmt::format("'window_size' is {}, expected a number, or two", window.dump()))
         .At("reading", reader.path());
   if (!window[0].is_number_unsigned()) return nullptr;
   if (window[1] != 0)
@@ -292,16 +395,14 @@ Model ModelFromNemoConfig(const Json& config, const std::string& path, const Nem
   hyper.rms_norm_eps = reader.Positive("layernorm_epsilon", 1e-5);
   hyper.initializer_range = reader.Number("init_method_std", 0.02);
   hyper.max_position_embeddings = reader.Size("max_position_embeddings", reader.Size("encoder_seq_length", 2048));
-  hyper.rope_theta = reader.Positive("rotary_base", 10000.0);
   hyper.rope_scaling = RopeScaling(reader);
-  hyper.sliding_window = WindowOf(reader);
-  hyper.hidden_act = "silu";
-  std::set<std::string_view> flags = FlagsOf(reader);
-  model.family = &NemoFamilyOf(reader, flags, !hyper.sliding_window.is_null(), nullptr, hints);
+  const NemoTraits traits = TraitsOf(reader, hyper);
+  hyper.hidden_act = traits.activation->hf;
+  model.family = &NemoFamilyOf(reader, traits, MegatronDialectOf::kNemo, nullptr, hints);
   for (const Flag& flag : model.family->flags)
-    if (flags.count(flag.flag)) model.flags.push_back(flag.flag);
+    if (traits.flags.count(flag.flag)) model.flags.push_back(flag.flag);
   model.tied = reader.Bool(kShareEmbeddings, false);
-  model.layers = LayerPlan(*model.family, model.sizes['L'], config, path);
+  ReadKeys(reader, MegatronDialectOf::kNemo, model);
   model.sizes['V'] = VocabularyOf(reader, "override_vocab_size", embedding, hints, doubts);
   if (hints.template_model) {
     CheckTemplate(model, *hints.template_model, {}, path);
@@ -316,7 +417,7 @@ std::string NemoConfigText(const Model& model, const NemoConfigOptions& options)
       YamlValue(ParseYaml(base == NemoBase::kQwen ? kNemoBaseQwen : kNemoBaseLlama, "the base of model_config.yaml"));
   const Sizes& sizes = model.sizes;
   const HyperParameters& hyper = model.hyper;
-  if (!hyper.layered_window.empty()) NoPlace(hyper.layered_window, "this model stays in the hf kind");
+  if (!hyper.layered.empty()) NoPlace(hyper.layered, "this model stays in the hf kind");
   for (const char* key : {"encoder_seq_length", "max_position_embeddings"}) config[key] = hyper.max_position_embeddings;
   config["data"]["seq_length"] = hyper.max_position_embeddings;
   config["num_layers"] = sizes['L'];
@@ -329,11 +430,20 @@ std::string NemoConfigText(const Model& model, const NemoConfigOptions& options)
   config["layernorm_epsilon"] = hyper.rms_norm_eps;
   config["make_vocab_size_divisible_by"] = VocabularyDivisor(sizes['V']);
   config[std::string(kShareEmbeddings)] = model.tied;
+  const Activation& activation = ActivationOf(*model.family);
+  config["activation"] = activation.nemo;
+  if (activation.openai_gelu) config["openai_gelu"] = true;
+  if (WritesZeroCentred(*model.family, MegatronDialectOf::kNemo)) config[kZeroCentred] = true;
+  SetKeys(
+      model, MegatronDialectOf::kNemo,
+      [](const std::string& what) { NoPlace(what, "this model stays in the hf kind"); }, config);
   if (base == NemoBase::kQwen || options.exact_vocabulary) config["override_vocab_size"] = sizes['V'];
   SetBiases(model, config);
   SetTokenizer(base, options, config);
   SetRope(model, options.rope_config_only, config);
   if (model.Has("qk_norm")) config["qk_layernorm"] = true;
+  // The layers' modules: those that heed norms of q and k and plans of layers.
+  if ((model.Has("qk_norm") || !model.IsUniform()) && !config.contains("name")) config["name"] = "decoder_block_gpt";
   config[std::string(kDistFormat)] = options.dist_format;
   config["tensor_model_parallel_size"] = options.tp;
   config["pipeline_model_parallel_size"] = options.pp;

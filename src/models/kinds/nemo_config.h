@@ -7,6 +7,7 @@
 
 #include "base/json.h"
 #include "models/kinds/config_reader.h"
+#include "models/kinds/megatron_keys.h"
 #include "models/model.h"
 
 namespace reshard {
@@ -66,13 +67,35 @@ std::string WithNemoDistFormat(const std::string& text, std::string_view format,
 void RequireText(const ConfigReader& reader, std::string_view key, std::string_view otherwise,
                  std::initializer_list<std::string_view> handled);
 
-// The family that has exactly these biases and norms: that of the template, else `likely` (null: none), else the first.
+// What a config says that families differ in, besides the keys of their own.
+struct NemoTraits {
+  std::set<std::string_view> flags;
+  const Activation* activation = nullptr;
+  bool window = false, local_rope = false, partial_rotation = false, rope_interleaved = false;
+};
+
+// The family that has exactly these traits and keys: that of the template, else `likely` (null: none), else the first.
 // Errors: kMismatch where there is none.
-const Family& NemoFamilyOf(const ConfigReader& reader, const std::set<std::string_view>& flags, bool window,
+const Family& NemoFamilyOf(const ConfigReader& reader, const NemoTraits& traits, MegatronDialectOf dialect,
                            const Family* likely, const NemoHints& hints);
 
-// The tokens before the present one by `window_size`, or null: all.
-Json WindowOf(const ConfigReader& reader);
+// What the rotation's settings say in both dialects, but for its scaling: rotary_base, which is a list of two where
+// layers with a window have one of their own, and the share of a head under the key `percent`.
+void ReadRotation(const ConfigReader& reader, std::string_view percent, HyperParameters& hyper, NemoTraits& traits);
+Json RotaryBase(const HyperParameters& hyper);
+
+// The factor of linear scaling where rotary_base is a list, or null; the key of that factor in a family's config.
+Json LinearFactor(const ConfigReader& reader);
+std::string_view LinearFactorKey(const Family& family);
+
+// The tokens before the present one by `window_size`, or null: all. `counts_itself`: it is one number, of those tokens
+// and the present one.
+Json WindowOf(const ConfigReader& reader, bool* counts_itself = nullptr);
+
+// Whether norm weights are stored minus one by the config; whether a model's are in a new checkpoint.
+bool ReadsZeroCentred(const ConfigReader& reader);
+bool WritesZeroCentred(const Family& family, MegatronDialectOf dialect);
+constexpr const char* kZeroCentred = "layernorm_zero_centered_gamma";
 
 // The rows of the embedding that are the vocabulary's: what is claimed, by all alike; else all, which is sure only
 // where they cannot be padded. `key` is the config's own claim. It may count padded rows too (NeMo makes exactly that

@@ -105,8 +105,8 @@ std::vector<std::string> ObjectNames(std::string_view prefix, const Model& model
   std::vector<std::string> names;
   for (uint64_t layer = 0; layer < rank.layers.size(); ++layer)
     for (const Block* block : model.family->blocks)
-      for (std::string_view module : block->nemo_objects)
-        names.push_back(fmt::format("{}decoder.layers.{}.{}._extra_state", prefix, layer, module));
+      for (const NemoObject& object : block->nemo_objects)
+        names.push_back(fmt::format("{}decoder.layers.{}.{}._extra_state", prefix, layer, object.module));
   return names;
 }
 
@@ -133,8 +133,7 @@ RankGrid ReadRankWeights(Io& io, const OpenOptions& options, Checkpoint& checkpo
   return grid;
 }
 
-std::vector<Rank> RanksOfGrid(const Model& model, RankGrid grid, uint64_t vocab_rows, bool stores_head,
-                              const std::string& path) {
+std::vector<Rank> RanksOfGrid(const Model& model, RankGrid grid, const RankTables& tables, const std::string& path) {
   const uint64_t layers = model.sizes['L'], groups = model.sizes['G'];
   std::vector<Rank> ranks;
   for (uint64_t number = 0; number < grid.count(); ++number) {
@@ -142,9 +141,10 @@ std::vector<Rank> RanksOfGrid(const Model& model, RankGrid grid, uint64_t vocab_
     Rank rank;
     rank.layers = {stage * layers / grid.pp, (stage + 1) * layers / grid.pp};
     rank.experts = {0, model.sizes['E']};
-    rank.vocab_rows = vocab_rows;
-    rank.stores_head = stores_head;
-    rank.tensor = {number % grid.tp, grid.tp};
+    rank.vocab_rows = tables.vocab_rows;
+    rank.stores_head = tables.stores_head;
+    rank.zero_centred = tables.zero_centred;
+    rank.tensor = rank.expert_tensor = {number % grid.tp, grid.tp};
     ranks.push_back(rank);
   }
   std::vector<std::string> problems = Indivisible(model, ranks[0]);

@@ -38,10 +38,14 @@ bool IsRankEntry(const std::string& entry);
 // of torch_pickle.
 RankGrid ReadRankWeights(Io& io, const OpenOptions& options, Checkpoint& checkpoint);
 
-// The ranks of a model that is cut so; `vocab_rows` are padded to a multiple of the tensor ranks. Errors: kMismatch
-// where sizes do not divide.
-std::vector<Rank> RanksOfGrid(const Model& model, RankGrid grid, uint64_t vocab_rows, bool stores_head,
-                              const std::string& path);
+// What of all ranks is alike, as in Rank.
+struct RankTables {
+  uint64_t vocab_rows = 0;  // padded to a multiple of the tensor ranks
+  bool stores_head = true, zero_centred = false;
+};
+
+// The ranks of a model that is cut so. Errors: kMismatch where sizes do not divide.
+std::vector<Rank> RanksOfGrid(const Model& model, RankGrid grid, const RankTables& tables, const std::string& path);
 
 // The files of all ranks, to be published in this order; names behind `prefix`, with the _extra_state that modules ask
 // for. Chunks count files from files.size() on.

@@ -9,6 +9,18 @@
 
 namespace reshard {
 
+namespace {
+
+// The layers without experts, as a list.
+Json DenseLayers(const Model& model) {
+  Json layers = Json::array();
+  for (size_t layer = 0; layer < model.layers.size(); ++layer)
+    if (model.layers[layer] == LayerKind::kDense) layers.push_back(layer);
+  return layers;
+}
+
+}  // namespace
+
 Model ReadTemplate(Io& io, const OpenOptions& options, Checkpoint& checkpoint) {
   const std::string& folder = options.template_path;
   const std::string path = JoinPath(folder, "config.json");
@@ -18,7 +30,7 @@ Model ReadTemplate(Io& io, const OpenOptions& options, Checkpoint& checkpoint) {
                 "download the model again")
         .At("reading", folder);
   checkpoint.template_path = folder;
-  checkpoint.template_text = ReadTreeText(io, path, options);
+  checkpoint.template_text = TextModelConfig(ReadTreeText(io, path, options), path);
   checkpoint.template_files = CarriedFiles(io, folder);
   return ModelFromHfConfig(ParseJson(checkpoint.template_text, path), path);
 }
@@ -37,16 +49,22 @@ void CheckTemplate(const Model& model, const Model& known, const std::vector<std
   for (auto [name, symbol] :
        {std::pair{"vocabulary", 'V'}, std::pair{"hidden size", 'H'}, std::pair{"ffn hidden size", 'F'},
         std::pair{"layers", 'L'}, std::pair{"attention heads", 'A'}, std::pair{"query groups", 'G'},
-        std::pair{"head size", 'D'}})
+        std::pair{"head size", 'D'}, std::pair{"experts", 'E'}, std::pair{"ffn hidden size of an expert", 'M'},
+        std::pair{"ffn hidden size of the shared expert", 'S'}})
     compare(name, model.sizes[symbol], known.sizes[symbol]);
+  compare("layers with experts", DenseLayers(model), DenseLayers(known));
   for (const Flag& flag : model.family->flags)
     compare(std::string(flag.flag), model.Has(flag.flag), known.Has(flag.flag));
   const HyperParameters &ours = model.hyper, &theirs = known.hyper;
   compare("rms_norm_eps", ours.rms_norm_eps, theirs.rms_norm_eps);
   compare("rope_theta", ours.rope_theta, theirs.rope_theta);
   compare("rope_scaling", ours.rope_scaling, theirs.rope_scaling);
+  compare("rope_local_theta", ours.rope_local_theta, theirs.rope_local_theta);
+  compare("partial_rotary_factor", ours.rotary_percent, theirs.rotary_percent);
   compare("sliding_window", ours.sliding_window, theirs.sliding_window);
-  if (!is_unsaid("sliding_window")) compare("layers with a window", ours.layered_window, theirs.layered_window);
+  if (!is_unsaid("sliding_window")) compare("what differs between layers", ours.layered, theirs.layered);
+  for (const ConfigKey& key : model.family->keys)
+    if (!key.size) compare(std::string(key.hf), ours.more.value(key.hf, Json()), theirs.more.value(key.hf, Json()));
   // A head of its own may be that of a tied model, stored twice: then reading compares the two.
   if (model.tied) compare("tie_word_embeddings", true, known.tied);
   if (problems.empty()) return;

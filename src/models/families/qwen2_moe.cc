@@ -1,0 +1,73 @@
+// Qwen1.5-MoE, Qwen2-57B-A14B: Qwen2 with experts, one of which every token goes to.
+#include "models/families/blocks.h"
+
+namespace reshard {
+namespace {
+
+constexpr const Block* kBlocks[] = {&kTrunk, &kMlpNorm, &kGatedMlp, &kMoeNorm, &kExperts, &kSharedExpert};
+
+// transformers: Qwen2MoeConfig.
+constexpr ConfigDefault kDefaults[] = {
+    {"vocab_size", "151936"},
+    {"hidden_size", "2048"},
+    {"intermediate_size", "5632"},
+    {"num_hidden_layers", "24"},
+    {"num_attention_heads", "16"},
+    {"num_key_value_heads", "16"},
+    {"hidden_act", "\"silu\""},
+    {"max_position_embeddings", "32768"},
+    {"rms_norm_eps", "1e-06"},
+    {"rope_theta", "10000.0"},
+    {"tie_word_embeddings", "false"},
+    {"initializer_range", "0.02"},
+    {"sliding_window", "4096"},
+    {"max_window_layers", "28"},
+    {"decoder_sparse_step", "1"},
+    {"moe_intermediate_size", "1408"},
+    {"shared_expert_intermediate_size", "5632"},
+    {"num_experts_per_tok", "4"},
+    {"num_experts", "60"},
+    {"norm_topk_prob", "false"},
+    {"router_aux_loss_coef", "0.001"},
+    {"qkv_bias", "true"},
+};
+
+constexpr Flag kFlags[] = {{"qkv_bias", "qkv_bias"}};
+
+constexpr ConfigKey kKeys[] = {
+    {.hf = "num_experts", .mcore = "num_moe_experts", .size = 'E', .neutral = "null"},
+    {.hf = "moe_intermediate_size", .mcore = "moe_ffn_hidden_size", .size = 'M'},
+    {.hf = "shared_expert_intermediate_size",
+     .mcore = "moe_shared_expert_intermediate_size",
+     .size = 'S',
+     .neutral = "null"},
+    {.hf = "num_experts_per_tok", .mcore = "moe_router_topk", .absent = "2"},
+    {.hf = "norm_topk_prob", .mcore = "moe_router_pre_softmax", .change = Change::kNot, .absent = "false"},
+    {.hf = "router_aux_loss_coef", .mcore = "moe_aux_loss_coeff", .absent = "0.0"},
+};
+
+constexpr FixedKey kFixed[] = {
+    {"moe_shared_expert_gate", "true"},
+    {"moe_router_load_balancing_type", "\"aux_loss\""},
+    {"moe_token_dispatcher_type", "\"alltoall\"", "", FixedKey::Where::kMcore},
+    {"moe_grouped_gemm", "true", "", FixedKey::Where::kMcore},
+};
+
+}  // namespace
+
+extern const Family kQwen2Moe = {
+    .name = "qwen2_moe",
+    .group = "qwen",
+    .class_name = "Qwen2MoeForCausalLM",
+    .blocks = kBlocks,
+    .defaults = kDefaults,
+    .flags = kFlags,
+    .keys = kKeys,
+    .fixed = kFixed,
+    .layers = LayerRule::kSparseSteps,
+    .window = WindowRule::kSwitched,
+    .nemo_base = NemoBase::kQwen,
+    .trtllm_config = TrtllmConfig::kQwen,
+};
+
+}  // namespace reshard
