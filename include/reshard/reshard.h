@@ -123,7 +123,8 @@ struct PlanReport {
 struct PartReport {
   struct Place {
     std::string tensor, file, dtype;
-    uint64_t bytes = 0;  // of the part in this file
+    bool minus_one = false;  // values are stored minus one
+    uint64_t bytes = 0;      // of the part in this file
   };
   std::string name;  // "q, layer 3"
   std::vector<Place> sources, targets;
@@ -177,14 +178,15 @@ InspectReport Inspect(const std::string& path, const SourceHints& hints, const R
 struct TensorDifference {
   std::string name;     // of a's tensor
   std::string part;     // what of it is compared: "q, layer 3"
-  std::string verdict;  // "equal", "equal_rounded" (a, cast to b's dtype, is b), "differs"
+  std::string verdict;  // "equal", "equal_rounded" (a, cast to what b stores, is b), "differs"
   std::string dtype_a, dtype_b;
-  uint64_t differing = 0;  // elements
-  uint64_t overflows = 0;  // finite elements of a that the cast makes infinite
+  bool minus_one_a = false, minus_one_b = false;  // which of them stores values minus one
+  uint64_t differing = 0;                         // elements
+  uint64_t overflows = 0;                         // finite elements of a that the cast makes infinite
   struct Element {
     std::vector<uint64_t> index;
-    double a = 0, b = 0;
-    uint64_t ulps = 0;  // of b's dtype
+    double a = 0, b = 0;  // as b stores them
+    uint64_t ulps = 0;    // of b's dtype
   };
   std::optional<Element> first, worst;
 };

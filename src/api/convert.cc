@@ -113,7 +113,7 @@ void AddPlaces(const std::vector<Piece>& pieces, const std::vector<std::string>&
   for (const Piece& piece : pieces) {
     const std::string &tensor = tensors[piece.tensor], &file = file_name(piece.file);
     if (places.empty() || places.back().tensor != tensor || places.back().file != file)
-      places.push_back({tensor, file, std::string(Row(piece.dtype).name), 0});
+      places.push_back({tensor, file, std::string(Row(piece.dtype).name), piece.minus_one, 0});
     places.back().bytes += ElementCount(piece.box.shape) * ItemSize(piece.dtype);
   }
 }

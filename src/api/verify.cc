@@ -43,6 +43,8 @@ TensorDifference Describe(const Paired& paired, const Part& part, const PartComp
   row.verdict = VerdictName(compared.verdict);
   if (!part.sources.empty()) row.dtype_a = Row(part.sources[0].dtype).name;
   if (!part.targets.empty()) row.dtype_b = Row(part.targets[0].dtype).name;
+  row.minus_one_a = !part.sources.empty() && part.sources[0].minus_one;
+  row.minus_one_b = !part.targets.empty() && part.targets[0].minus_one;
   row.differing = compared.differing;
   row.overflows = compared.overflows;
   row.first = ElementOf(compared.first);

@@ -227,8 +227,10 @@ Json PlanJson(const PlanReport& plan) {
 
 Json PlacesJson(const std::vector<PartReport::Place>& places) {
   Json json = Json::array();
-  for (const PartReport::Place& place : places)
+  for (const PartReport::Place& place : places) {
     json.push_back({{"tensor", place.tensor}, {"file", place.file}, {"dtype", place.dtype}, {"bytes", place.bytes}});
+    if (place.minus_one) json.back()["minus_one"] = true;
+  }
   return json;
 }
 
@@ -323,6 +325,8 @@ Json VerifyJson(const VerifyReport& report) {
     Json row = {{"name", tensor.name},          {"part", tensor.part},       {"verdict", tensor.verdict},
                 {"dtype_a", tensor.dtype_a},    {"dtype_b", tensor.dtype_b}, {"differing", tensor.differing},
                 {"overflows", tensor.overflows}};
+    if (tensor.minus_one_a) row["minus_one_a"] = true;
+    if (tensor.minus_one_b) row["minus_one_b"] = true;
     if (tensor.first) row["first"] = ElementJson(*tensor.first, false);
     if (tensor.worst) row["worst"] = ElementJson(*tensor.worst, true);
     json["tensors"].push_back(row);
@@ -352,7 +356,7 @@ std::string VerifyText(const VerifyReport& report) {
   }
   text += fmt::format("{}: {} equal", report.equal ? "equal" : "not equal", Counted(verdicts["equal"], "part"));
   if (verdicts["equal_rounded"])
-    text += fmt::format(", {} equal after A is rounded to B's dtype", Grouped(verdicts["equal_rounded"]));
+    text += fmt::format(", {} equal after A is rounded to what B stores", Grouped(verdicts["equal_rounded"]));
   if (verdicts["differs"]) text += fmt::format(", {} differ", Grouped(verdicts["differs"]));
   text += "\n";
   if (overflows > 0)

@@ -71,10 +71,12 @@ class Comparison::Worker {
  private:
   void CompareOp(const Op& op);
   void CompareWithZeros(const Part& part, const Box& step, PartComparison& result);
-  void ComparePiece(Dtype from, const Piece& piece, const Box& common, const Box& step, PartComparison& result);
-  void CompareRun(Dtype from, Dtype to, const ElementRun& run, const Box& step, PartComparison& result);
-  void CompareElements(Dtype from, Dtype to, const std::byte* rounded, const ElementRun& run, const Box& step,
-                       PartComparison& result);
+  void ComparePiece(const ElementForm& from, const Piece& piece, const Box& common, const Box& step,
+                    PartComparison& result);
+  void CompareRun(const ElementForm& from, const ElementForm& to, const ElementRun& run, const Box& step,
+                  PartComparison& result);
+  void CompareElements(const ElementForm& from, const ElementForm& to, const std::byte* rounded, const ElementRun& run,
+                       const Box& step, PartComparison& result);
 
   Comparison& comparison_;
   Turn& turn_;
@@ -98,8 +100,8 @@ void Comparison::Worker::CompareOp(const Op& op) {
       std::optional<Box> common = Intersect(piece.box, step);
       if (!common) continue;
       read += b_reader_.Read(piece, *common, step, b_.data());
-      // A part without sources is zeros, which every dtype spells alike.
-      ComparePiece(part.sources.empty() ? piece.dtype : part.sources[0].dtype, piece, *common, step, result);
+      // A part without sources is zeros, which every form spells alike.
+      ComparePiece(part.sources.empty() ? piece.form() : part.sources[0].form(), piece, *common, step, result);
     }
   }
   {
@@ -114,49 +116,50 @@ void Comparison::Worker::CompareWithZeros(const Part& part, const Box& step, Par
   Piece zeros;
   zeros.box = step;
   zeros.dtype = part.sources[0].dtype;
-  ComparePiece(zeros.dtype, zeros, step, step, result);
+  zeros.minus_one = part.sources[0].minus_one;
+  ComparePiece(zeros.form(), zeros, step, step, result);
 }
 
-void Comparison::Worker::ComparePiece(Dtype from, const Piece& piece, const Box& common, const Box& step,
+void Comparison::Worker::ComparePiece(const ElementForm& from, const Piece& piece, const Box& common, const Box& step,
                                       PartComparison& result) {
-  if (from != piece.dtype) result.verdict = std::max(result.verdict, Verdict::kEqualRounded);
+  if (from != piece.form()) result.verdict = std::max(result.verdict, Verdict::kEqualRounded);
   const uint64_t most = kIoBuffer / ItemSize(piece.dtype);
   for (RunCursor runs = DenseRuns(common, step); !runs.done();) {
     ElementRun run = runs.run();
     run.length = std::min(run.length, most);
-    CompareRun(from, piece.dtype, run, step, result);
+    CompareRun(from, piece.form(), run, step, result);
     runs.Advance(run.length);
   }
 }
 
 // Compares elements that are consecutive in both dense buffers, at most as many as the bounce buffer holds.
-void Comparison::Worker::CompareRun(Dtype from, Dtype to, const ElementRun& run, const Box& step,
-                                    PartComparison& result) {
-  const std::byte* rounded = a_.data() + run.dense * ItemSize(from);
+void Comparison::Worker::CompareRun(const ElementForm& from, const ElementForm& to, const ElementRun& run,
+                                    const Box& step, PartComparison& result) {
+  const std::byte* rounded = a_.data() + run.dense * ItemSize(from.dtype);
   if (from != to) {
     result.overflows += Cast(from, to, rounded, bounce_.data(), run.length);
     rounded = bounce_.data();
   }
-  const uint64_t item = ItemSize(to);
+  const uint64_t item = ItemSize(to.dtype);
   if (std::memcmp(rounded, b_.data() + run.dense * item, run.length * item) != 0)
     CompareElements(from, to, rounded, run, step, result);
 }
 
-void Comparison::Worker::CompareElements(Dtype from, Dtype to, const std::byte* rounded, const ElementRun& run,
-                                         const Box& step, PartComparison& result) {
-  const uint64_t item = ItemSize(to);
+void Comparison::Worker::CompareElements(const ElementForm& from, const ElementForm& to, const std::byte* rounded,
+                                         const ElementRun& run, const Box& step, PartComparison& result) {
+  const uint64_t item = ItemSize(to.dtype);
   PartComparison found;
   found.verdict = Verdict::kDiffers;
   for (uint64_t i = 0; i < run.length; ++i) {
     const std::byte *a = rounded + i * item, *b = b_.data() + (run.dense + i) * item;
     if (std::memcmp(a, b, item) == 0) continue;
     ++found.differing;
-    const uint64_t ulps = UlpDistance(to, a, b);
+    const uint64_t ulps = UlpDistance(to.dtype, a, b);
     if (found.worst && ulps <= found.worst->ulps) continue;
     const Dims index = IndexAt(step, run.dense + i);
     found.worst = {{index.begin(), index.end()},
-                   ElementValue(from, a_.data() + (run.dense + i) * ItemSize(from)),
-                   ElementValue(to, b),
+                   ElementValue(from.dtype, a_.data() + (run.dense + i) * ItemSize(from.dtype)) + from.ShiftTo(to),
+                   ElementValue(to.dtype, b),
                    ulps};
     if (!found.first) found.first = found.worst;
   }

@@ -12,14 +12,15 @@ namespace reshard {
 
 struct Difference {
   std::vector<uint64_t> index;  // of the part, in elements
-  double a = 0, b = 0;
+  double a = 0, b = 0;          // as b stores them, a not rounded
   // Of b's dtype, between a rounded to it and b; -0 and +0 are one value. UINT64_MAX where one of them is NaN, 1 for
   // dtypes that are not castable.
   uint64_t ulps = 0;
 };
 
 struct PartComparison {
-  // kEqual: the same dtype and bits. kEqualRounded: a, cast to b's dtype, has b's bits.
+  // kEqual: the same form and bits. kEqualRounded: a, cast to b's form, has b's bits: what a conversion of a to b's
+  // form writes. Where one side is stored minus one, that may hold one way only: the sum has lost bits.
   enum class Verdict { kEqual, kEqualRounded, kDiffers };
   size_t part = 0;  // index into the parts given
   Verdict verdict = Verdict::kEqual;

@@ -74,6 +74,49 @@ TEST(Compare, FindsRoundedValuesEqualRounded) {
   EXPECT_EQ(results[1].first->ulps, 2u);
 }
 
+// 0.15625 + 1 has nine bits, and BF16 eight: 1.15625 is 0x3f94, and the way back gives 0x3e20.
+TEST(Compare, BringsAToTheFormOfB) {
+  Sides sides;
+  const std::string minus_one = Bytes<uint16_t>({0x0000, 0xbf80, 0x3e21}), plain = Bytes<uint16_t>({0x3f80, 0, 0x3f94});
+  sides.Add({3}, Dtype::kBF16, minus_one, Dtype::kBF16, plain);
+  sides.Add({3}, Dtype::kBF16, plain, Dtype::kBF16, minus_one);
+  sides.Add({3}, Dtype::kBF16, minus_one, Dtype::kBF16, minus_one);
+  sides.parts[0].sources[0].minus_one = true;
+  sides.parts[1].targets[0].minus_one = true;
+  sides.parts[2].sources[0].minus_one = sides.parts[2].targets[0].minus_one = true;
+  std::vector<PartComparison> results = sides.Run();
+  EXPECT_EQ(results[0].verdict, Verdict::kEqualRounded);
+  EXPECT_EQ(results[1].verdict, Verdict::kDiffers);
+  EXPECT_EQ(results[1].differing, 1u);
+  EXPECT_THAT(results[1].first->index, ElementsAre(2));
+  EXPECT_EQ(results[1].first->a, 0.15625);
+  EXPECT_EQ(results[1].first->b, 0.1572265625);
+  EXPECT_EQ(results[1].first->ulps, 1u);
+  EXPECT_EQ(results[2].verdict, Verdict::kEqual);
+}
+
+TEST(Compare, GivesValuesAsBStoresThemNotRounded) {
+  Sides sides;
+  sides.Add({2}, Dtype::kF32, Bytes<float>({1, 0.3125f + 0x1p-20f}), Dtype::kF16, Bytes<uint16_t>({0x4000, 0x3d44}));
+  sides.parts[0].sources[0].minus_one = true;
+  PartComparison result = sides.Run()[0];
+  EXPECT_EQ(result.differing, 1u);
+  EXPECT_EQ(result.first->a, 1.3125 + 0x1p-20);
+  EXPECT_EQ(result.first->b, 1.31640625);
+  EXPECT_EQ(result.first->ulps, 4u);
+}
+
+// Padding of one side is compared as it is stored.
+TEST(Compare, TakesZerosForZerosInEveryForm) {
+  Sides sides;
+  sides.Add({2}, Dtype::kF32, Bytes<float>({0, 0}), Dtype::kF32, Bytes<float>({0, 0}));
+  sides.parts[0].sources[0].minus_one = true;
+  sides.parts[0].targets.clear();
+  EXPECT_EQ(sides.Run()[0].verdict, Verdict::kEqual);
+  sides.parts[0].targets.swap(sides.parts[0].sources);
+  EXPECT_EQ(sides.Run()[0].verdict, Verdict::kEqual);
+}
+
 TEST(Compare, GivesTheFirstAndTheWorstDifference) {
   Sides sides;
   std::vector<uint32_t> a(24, 0x3f800000), b = a;

@@ -144,8 +144,8 @@ class Execution::Worker {
   struct Written {
     uint64_t bytes = 0, overflows = 0;
   };
-  Written WriteWindows(const Piece& target, Dtype from, const std::byte* dense, const RunCursor& runs);
-  uint64_t WriteSlice(const Piece& target, Dtype from, const std::byte* dense, const WindowCursor& window,
+  Written WriteWindows(const Piece& target, const ElementForm& from, const std::byte* dense, const RunCursor& runs);
+  uint64_t WriteSlice(const Piece& target, const ElementForm& from, const std::byte* dense, const WindowCursor& window,
                       uint64_t begin, uint64_t end);
   bool CountsValues(const Part& part, const Box& op) const;
   bool Repeats(const Part& part, const Piece& target) const;
@@ -218,8 +218,8 @@ uint64_t Execution::Worker::CompleteAll(const Part& part, const Box& op) {
 
 // Returns the bytes written.
 uint64_t Execution::Worker::Write(const Part& part, const Piece& target, const Box& common, const Box& step) {
-  // Zeros are zeros in every dtype.
-  const Dtype from = part.sources.empty() ? target.dtype : part.sources[0].dtype;
+  // Zeros are stored as zeros in every form.
+  const ElementForm from = part.sources.empty() ? target.form() : part.sources[0].form();
   const Written written = WriteWindows(target, from, dense_.data(), RunCursor(target, common, step));
   if (written.overflows > 0 && !Repeats(part, target)) overflows_ += written.overflows;
   return written.bytes;
@@ -258,7 +258,7 @@ uint64_t Execution::Worker::WriteValues(const Part& part, const Box& step, const
     box.origin[0] = step.origin[0] - DomainOf(part).origin[0];
     std::optional<Box> common = Intersect(target.box, box);
     if (!common) continue;
-    written += WriteWindows(target, target.dtype, dense[target.output], RunCursor(target, *common, box)).bytes;
+    written += WriteWindows(target, target.form(), dense[target.output], RunCursor(target, *common, box)).bytes;
   }
   return written;
 }
@@ -272,8 +272,8 @@ bool Execution::Worker::CountsValues(const Part& part, const Box& op) const {
 }
 
 // What of it is to be written here.
-Execution::Worker::Written Execution::Worker::WriteWindows(const Piece& target, Dtype from, const std::byte* dense,
-                                                           const RunCursor& runs) {
+Execution::Worker::Written Execution::Worker::WriteWindows(const Piece& target, const ElementForm& from,
+                                                           const std::byte* dense, const RunCursor& runs) {
   const uint64_t item = ItemSize(target.dtype);
   Written written;
   for (WindowCursor window(runs, kIoBuffer / item); window.Next();) {
@@ -291,21 +291,21 @@ Execution::Worker::Written Execution::Worker::WriteWindows(const Piece& target, 
 // Bytes [begin, end) of the file, which lie in the window. Either may lie within an element, of which another task
 // writes the rest: where a piece begins at any byte. Returns how many finite values became infinite, of those that
 // begin here.
-uint64_t Execution::Worker::WriteSlice(const Piece& target, Dtype from, const std::byte* dense,
+uint64_t Execution::Worker::WriteSlice(const Piece& target, const ElementForm& from, const std::byte* dense,
                                        const WindowCursor& window, uint64_t begin, uint64_t end) {
-  const uint64_t item = ItemSize(target.dtype), from_item = ItemSize(from);
+  const uint64_t item = ItemSize(target.dtype), from_item = ItemSize(from.dtype);
   const uint64_t first = (begin - target.offset) / item, last = CeilDiv(end - target.offset, item);
   const uint64_t within = (begin - target.offset) % item;  // the first element
   const std::byte* bytes = dense + (window.dense() + first - window.file()) * item;
   uint64_t overflows = 0;
-  if (from != target.dtype || !window.single()) {
+  if (from != target.form() || !window.single()) {
     window.ForEachRun([&](const ElementRun& run) {
       const uint64_t low = std::max(run.file, first), high = std::min(run.file + run.length, last);
       if (low >= high) return;
       const std::byte* source = dense + (run.dense + low - run.file) * from_item;
       std::byte* made = bounce_.data() + (low - first) * item;
-      overflows += Cast(from, target.dtype, source, made, high - low);
-      if (low == first && within > 0) overflows -= Cast(from, target.dtype, source, made, 1);
+      overflows += Cast(from, target.form(), source, made, high - low);
+      if (low == first && within > 0) overflows -= Cast(from, target.form(), source, made, 1);
     });
     bytes = bounce_.data();
   }
@@ -314,11 +314,11 @@ uint64_t Execution::Worker::WriteSlice(const Piece& target, Dtype from, const st
   return overflows;
 }
 
-// Whether an earlier target has all the elements of this one in the same dtype: then their overflows are counted there.
+// Whether an earlier target has all the elements of this one in the same form: then their overflows are counted there.
 bool Execution::Worker::Repeats(const Part& part, const Piece& target) const {
   for (const Piece& earlier : part.targets) {
     if (&earlier == &target) return false;
-    if (earlier.dtype == target.dtype && Intersect(earlier.box, target.box) == target.box) return true;
+    if (earlier.form() == target.form() && Intersect(earlier.box, target.box) == target.box) return true;
   }
   return false;
 }

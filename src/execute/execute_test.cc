@@ -229,6 +229,53 @@ TEST(Execute, CountsOverflowsBySourceTensor) {
   EXPECT_EQ(report.overflows[1].count, 3u);
 }
 
+// BF16 bits by torch 2.13: (w.float() + 1).to(torch.bfloat16), and w.float() - 1 for the other way.
+TEST(Execute, AddsOneWhereOnlyTheSourceIsStoredMinusOne) {
+  ScratchFolder folder;
+  const std::string minus_one = Bytes<uint16_t>({0x0000, 0xbf80, 0x3b80, 0x3c40, 0xff80, 0x3e21, 0x7f81});
+  Plan plan = SimplePlan(folder, minus_one, Dtype::kBF16, Dtype::kBF16);
+  plan.parts[0].sources[0].minus_one = true;
+  plan.files.push_back({"the same", minus_one.size(), {}});
+  plan.parts[0].targets.push_back(plan.parts[0].targets[0]);
+  plan.parts[0].targets[1].file = 1;
+  plan.parts[0].targets[1].minus_one = true;
+  TestIo io;
+  Execute(plan, folder / "out", io, {});
+  EXPECT_EQ(ReadFile(folder / "out/target"), Bytes<uint16_t>({0x3f80, 0x0000, 0x3f80, 0x3f82, 0xff80, 0x3f94, 0x7fc1}));
+  EXPECT_EQ(ReadFile(folder / "out/the same"), minus_one);
+
+  plan = SimplePlan(folder, Bytes<uint16_t>({0x3f80, 0x8000, 0x3f81, 0x3f7f, 0x4380}), Dtype::kBF16, Dtype::kBF16);
+  plan.parts[0].targets[0].minus_one = true;
+  Execute(plan, folder / "back", io, {});
+  EXPECT_EQ(ReadFile(folder / "back/target"), Bytes<uint16_t>({0x0000, 0xbf80, 0x3c00, 0xbb80, 0x437f}));
+}
+
+TEST(Execute, CountsOverflowsOfEachForm) {
+  ScratchFolder folder;
+  Plan plan = SimplePlan(folder, Bytes<float>({65519.5f, 65520, 1, -65520.5f}), Dtype::kF32, Dtype::kF16);
+  plan.parts[0].sources[0].minus_one = true;
+  plan.files.push_back({"plain", 8, {}});
+  plan.parts[0].targets.push_back(plan.parts[0].targets[0]);
+  plan.parts[0].targets[0].minus_one = true;  // -65520.5 and 65520 are infinite here
+  plan.parts[0].targets[1].file = 1;          // 65520.5 and 65521 here, and -65519.5 is not
+  TestIo io;
+  ExecuteReport report = Execute(plan, folder / "out", io, {});
+  ASSERT_EQ(report.overflows.size(), 1u);
+  EXPECT_EQ(report.overflows[0].count, 4u);
+  EXPECT_EQ(ReadFile(folder / "out/target"), Bytes<uint16_t>({0x7bff, 0x7c00, 0x3c00, 0xfc00}));
+  EXPECT_EQ(ReadFile(folder / "out/plain"), Bytes<uint16_t>({0x7c00, 0x7c00, 0x4000, 0xfbff}));
+}
+
+TEST(Execute, LeavesZerosOfPaddingAlone) {
+  ScratchFolder folder;
+  Plan plan = SimplePlan(folder, std::string(8, 'x'), Dtype::kF32, Dtype::kF32);
+  plan.parts[0].sources.clear();
+  plan.parts[0].targets[0].minus_one = true;
+  TestIo io;
+  Execute(plan, folder / "out", io, {});
+  EXPECT_EQ(ReadFile(folder / "out/target"), std::string(8, '\0'));
+}
+
 // Two tensors for one part of 3 x 4; they differ at [1, 2] and behind it.
 Plan TiedPlan(const ScratchFolder& folder, std::vector<float> second) {
   std::vector<float> first(12, 0.5f);
@@ -368,6 +415,18 @@ TEST(Execute, RefusesACastThatThereIsNot) {
   Plan plan = SimplePlan(folder, std::string(64, 'x'), Dtype::kI64, Dtype::kF32);
   TestIo io;
   ExpectError([&] { Execute(plan, folder / "out", io, {}); }, Code::kUnsupported, {"'norm'", "I64", "F32"});
+  plan = SimplePlan(folder, std::string(64, 'x'), Dtype::kI64, Dtype::kI64);
+  plan.parts[0].targets[0].minus_one = true;
+  ExpectError([&] { Execute(plan, folder / "out", io, {}); }, Code::kUnsupported, {"'norm'", "I64 to I64 minus one"});
+}
+
+TEST(Execute, RefusesSourcesOfTwoForms) {
+  ScratchFolder folder;
+  Plan plan = SimplePlan(folder, std::string(64, 'x'), Dtype::kF32, Dtype::kF32);
+  plan.parts[0].sources.push_back(plan.parts[0].sources[0]);
+  plan.parts[0].sources[1].minus_one = true;
+  TestIo io;
+  ExpectError([&] { Execute(plan, folder / "out", io, {}); }, Code::kInternal, {"'norm' as F32 and as F32 minus one"});
 }
 
 TEST(Execute, RefusesAPlanWithoutAllSources) {

@@ -26,17 +26,18 @@ inline constexpr Dtype kSourceDtypes[] = {Dtype::kF32, Dtype::kF16, Dtype::kBF16
 inline constexpr Dtype kCastable[] = {Dtype::kF32, Dtype::kF16, Dtype::kBF16};
 
 // Places pieces for the boxes behind each other in the images, and writes the elements there.
-inline std::vector<Piece> PlaceBoxes(Random& random, const std::vector<Box>& boxes, Dtype dtype, const Dims& shape,
-                                     const Elements& elements, std::vector<std::string>& images) {
+inline std::vector<Piece> PlaceBoxes(Random& random, const std::vector<Box>& boxes, const ElementForm& form,
+                                     const Dims& shape, const Elements& elements, std::vector<std::string>& images) {
   std::vector<Piece> pieces;
   for (const Box& box : boxes) {
     Piece piece;
-    piece.dtype = dtype;
+    piece.dtype = form.dtype;
+    piece.minus_one = form.minus_one;
     piece.file = static_cast<uint32_t>(Pick(random, 0, images.size() - 1));
     std::string& image = images[piece.file];
     piece.offset = image.size() + Pick(random, 0, 5);
     image.resize(piece.offset +
-                 PlaceBox(random, box, static_cast<Nesting>(Pick(random, 0, 2)), piece) * ItemSize(dtype));
+                 PlaceBox(random, box, static_cast<Nesting>(Pick(random, 0, 2)), piece) * ItemSize(form.dtype));
     PutPiece(piece, shape, elements, image);
     pieces.push_back(piece);
   }
@@ -58,14 +59,16 @@ inline void AddRandomPart(Random& random, Job& job, std::vector<std::string>& so
   const Dtype from = kSourceDtypes[Pick(random, 0, std::size(kSourceDtypes) - 1)];
   const Dtype to = IsCastable(from) ? kCastable[Pick(random, 0, 2)] : from;
   const bool zeros = Pick(random, 0, 5) == 0;
+  const ElementForm stored(from, IsCastable(from) && Pick(random, 0, 1)),
+      wanted(to, IsCastable(to) && Pick(random, 0, 1));
   Elements elements = zeros ? Elements(count * ItemSize(from), '\0') : RandomElements(random, count * ItemSize(from));
   Elements cast(count * ItemSize(to), '\0');
-  Cast(from, to, elements.data(), cast.data(), count);
+  if (!zeros) Cast(stored, wanted, elements.data(), cast.data(), count);
   if (!zeros)
-    part.sources = PlaceBoxes(random, WithRepeats(random, RandomCover(random, whole), part.shape), from, part.shape,
+    part.sources = PlaceBoxes(random, WithRepeats(random, RandomCover(random, whole), part.shape), stored, part.shape,
                               elements, sources);
-  part.targets =
-      PlaceBoxes(random, WithRepeats(random, RandomCover(random, whole), part.shape), to, part.shape, cast, job.images);
+  part.targets = PlaceBoxes(random, WithRepeats(random, RandomCover(random, whole), part.shape), wanted, part.shape,
+                            cast, job.images);
   for (const Piece& piece : part.sources) job.source_bytes += ElementCount(piece.box.shape) * ItemSize(from);
   for (const Piece& piece : part.targets) job.target_bytes += ElementCount(piece.box.shape) * ItemSize(to);
   job.plan.parts.push_back(part);

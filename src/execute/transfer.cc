@@ -52,16 +52,16 @@ void CheckPart(const Part& part) {
     }
   }
   if (part.sources.empty()) return;
-  const Dtype from = part.sources[0].dtype;
+  const ElementForm from = part.sources[0].form();
   for (const Piece& piece : part.sources)
-    if (piece.dtype != from)
+    if (piece.form() != from)
       throw Error(Code::kInternal,
-                  fmt::format("the plan has '{}' as {} and as {}", part.name, Row(from).name, Row(piece.dtype).name));
+                  fmt::format("the plan has '{}' as {} and as {}", part.name, ToString(from), ToString(piece.form())));
   if (part.value) return;
   for (const Piece& piece : part.targets)
-    if (piece.dtype != from && !(IsCastable(piece.dtype) && IsCastable(from)))
-      throw Error(Code::kUnsupported, fmt::format("'{}' would have to be cast from {} to {}", part.name, Row(from).name,
-                                                  Row(piece.dtype).name));
+    if (piece.form() != from && !(IsCastable(piece.dtype) && IsCastable(from.dtype)))
+      throw Error(Code::kUnsupported, fmt::format("'{}' would have to be cast from {} to {}", part.name, ToString(from),
+                                                  ToString(piece.form())));
 }
 
 uint64_t PieceReader::Read(const Piece& piece, const Box& common, const Box& step, std::byte* dense) const {

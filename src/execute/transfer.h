@@ -36,7 +36,7 @@ uint64_t StepElements(const Part& part, uint64_t bytes);
 bool SourcesOverlap(const Part& part);
 
 // kInternal where the plan is none that can be executed: sources that leave elements open, dtypes of part of a byte,
-// sources of several dtypes. kUnsupported where a target needs a cast that there is not.
+// sources of several forms. kUnsupported where a target needs a cast that there is not.
 void CheckPart(const Part& part);
 
 // How one worker reads pieces.

@@ -336,6 +336,7 @@ void AddPieces(const StoredTensor& tensor, const View& view, const Chunk& chunk,
   Piece piece;
   piece.file = chunk.file;
   piece.dtype = tensor.dtype;
+  piece.minus_one = view.minus_one;
   uint64_t lead_start = 0;
   for (size_t axis = 0; axis < view.lead(); ++axis) {
     uint64_t at = view.origin[axis];

@@ -49,8 +49,9 @@ struct View {
     uint64_t block = 1, step = 0;
   };
   PartKey part;
-  Box box;      // of the part, in elements
-  Dims origin;  // of the stored tensor
+  bool minus_one = false;  // the tensor stores the part's values minus one
+  Box box;                 // of the part, in elements
+  Dims origin;             // of the stored tensor
   std::array<Axis, Dims::kMaxAxes> axes;
 
   size_t lead() const { return origin.size() - box.shape.size(); }

@@ -572,6 +572,24 @@ TEST(TensorsOf, GroupsByQueryGroup) {
   CheckStorage(random, model, rank, Choose(model, rank, &Block::nemo));
 }
 
+TEST(ForEachPiece, SaysWhatIsStoredMinusOne) {
+  StoredTensor tensor{"norms", Dtype::kF32, {2, 4}, {}, {}};
+  for (uint32_t file : {0, 1}) tensor.chunks.push_back({{{0, file * 2}, {2, 2}}, {2, 1}, file, 0});
+  View view;
+  view.origin = {1, 0};
+  view.box = WholeBox({4});
+  view.axes[0] = {4, 0};
+  for (bool minus_one : {false, true}) {
+    view.minus_one = minus_one;
+    std::vector<bool> found;
+    ForEachPiece(tensor, view, [&](const Piece& piece) { found.push_back(piece.minus_one); });
+    EXPECT_EQ(found, std::vector<bool>(2, minus_one));
+    EXPECT_EQ(Scaled(view, {2, 4}, {2, 2}).minus_one, minus_one);
+  }
+  TensorSpec spec{"norms", 0, nullptr, {2, 4}, 1, {view}};
+  for (const Piece& piece : PaddingPieces(tensor, spec)) EXPECT_FALSE(piece.minus_one);
+}
+
 TEST(ChooseLayouts, TakesTheFirstFormWhoseNamesAreAllThere) {
   const Family family = ToyFamily(LayerRule::kAllMoe);
   for (uint64_t seed = 0; seed < 60; ++seed) {

@@ -189,7 +189,7 @@ std::string ProblemOfOperands(const Part& part) {
     return fmt::format("{} operands of a value op", part.operands.size());
   for (size_t i = 0; i < stored.size(); ++i) {
     const Part& found = i == 0 ? part : part.operands[i - 1];
-    if (!(found.shape == stored[i].shape) || found.sources.empty() || found.sources[0].dtype != stored[i].dtype)
+    if (!(found.shape == stored[i].shape) || found.sources.empty() || found.sources[0].form() != stored[i].dtype)
       return fmt::format("operand {} is not what the value op takes", i);
     for (size_t axis = 0; axis < part.shape.size(); ++axis) {
       const uint64_t extent = found.shape[axis], per = extent ? part.shape[axis] / extent : 0;
@@ -224,6 +224,8 @@ std::string ProblemOf(const Piece& piece, const Part& part, const Files& files) 
                        ToString(whole.shape));
   if (piece.dtype != whole.dtype)
     return fmt::format("{}, and the value op gives {}", Row(piece.dtype).name, Row(whole.dtype).name);
+  if (piece.minus_one && (part.value || !IsCastable(piece.dtype)))
+    return fmt::format("{}, which is for values that are only cast", ToString(piece.form()));
   for (size_t axis = 0; axis < box.shape.size(); ++axis)
     if (piece.axes[axis].block == 0) return fmt::format("blocks of 0 along axis {}", axis);
   if (ItemSize(piece.dtype) == 0) return fmt::format("elements of {}, less than a byte", Row(piece.dtype).name);
@@ -249,18 +251,18 @@ std::vector<const Piece*> Sound(const Part& part, const std::vector<Piece>& piec
   return sound;
 }
 
-void CheckDtypes(const Part& part, std::vector<std::string>& problems) {
+void CheckForms(const Part& part, std::vector<std::string>& problems) {
   for (const Piece& piece : part.sources)
-    if (piece.dtype != part.sources[0].dtype) {
-      problems.push_back(fmt::format("{}: sources of {} and of {}", part.name, Row(part.sources[0].dtype).name,
-                                     Row(piece.dtype).name));
+    if (piece.form() != part.sources[0].form()) {
+      problems.push_back(fmt::format("{}: sources of {} and of {}", part.name, ToString(part.sources[0].form()),
+                                     ToString(piece.form())));
       return;
     }
 }
 
 void CheckSourcesOf(const Part& part, const Files& sources, std::vector<std::string>& problems) {
   CheckSources(part, problems);
-  CheckDtypes(part, problems);
+  CheckForms(part, problems);
   Sound(part, part.sources, sources, problems);
 }
 

@@ -182,6 +182,27 @@ TEST(Audit, WantsOneDtypeForAllSourcesOfAPart) {
   EXPECT_THAT(Audit(plan), IsEmpty());
 }
 
+TEST(Audit, WantsOneFormForAllSourcesOfAPart) {
+  Plan plan = PlanOf({4}, RowMajor({4}), 8);
+  plan.parts[0].sources[0].minus_one = true;  // the target is not: one is added
+  EXPECT_THAT(Audit(plan), IsEmpty());
+  plan.parts[0].sources.push_back(RowMajor({4}));
+  EXPECT_THAT(Audit(plan), ElementsAre("the part: sources of BF16 minus one and of BF16"));
+}
+
+TEST(Audit, WantsNothingMinusOneThatIsNotOnlyCast) {
+  Plan plan = PlanOf({4}, RowMajor({4}, Dtype::kI16), 8);
+  plan.parts[0].targets[0].minus_one = true;
+  EXPECT_THAT(Audit(plan), Contains("the part: I16 minus one, which is for values that are only cast"));
+  const Plan carried = CarriedPlan({{0, 0}, {6, 4}});
+  plan = carried;
+  plan.parts[0].targets[1].minus_one = true;
+  EXPECT_THAT(Audit(plan), Contains("the part: F32 minus one, which is for values that are only cast"));
+  plan = carried;
+  plan.parts[0].operands[0].sources[0].minus_one = true;
+  EXPECT_THAT(Audit(plan), Contains(HasSubstr("operand 1 is not what the value op takes")));
+}
+
 TEST(Audit, LooksAtEveryNumberOfAPiece) {
   for (auto side : {&Part::sources, &Part::targets}) {
     auto problems = [&](auto damage) {

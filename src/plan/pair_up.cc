@@ -62,7 +62,7 @@ class Pairing {
     AddPadding(a_, a_.pieces[a_key], shape, &Part::sources);
     AddPadding(b_, b_.pieces[b_key], shape, &Part::targets);
     paired_.parts.push_back({std::move(name), shape, Clip(a_.pieces[a_key], shape), Clip(b_.pieces[b_key], shape)});
-    CheckDtypes(paired_.parts.back(), a_.names, problems_);
+    CheckForms(paired_.parts.back(), a_.names, problems_);
   }
 
   // The rows of a vocabulary behind those of `shape`, a part for each piece.

@@ -19,7 +19,7 @@ struct Paired {
   std::vector<std::string> missing, extra;        // tensors of a that b lacks; of b that a lacks; each once
   std::vector<std::string> misshapen;             // "down, layer 0: [8, 12] in A, [8, 10] in B": parts of other shapes
 };
-// Errors: kMismatch where a stores a part twice and in two dtypes.
+// Errors: kMismatch where a stores a part twice and in two forms.
 Paired PairUp(const Checkpoint& a, const Checkpoint& b);
 
 }  // namespace reshard

@@ -15,6 +15,7 @@
 
 #include "archive/layout.h"
 #include "tensor/box.h"
+#include "tensor/cast.h"
 #include "tensor/value_op.h"
 
 namespace reshard {
@@ -37,13 +38,16 @@ struct Piece {
   uint32_t tensor = 0;  // of Plan::source_tensors or Plan::target_tensors: for messages
   uint64_t offset = 0;  // bytes
   Dtype dtype = Dtype::kF32;
-  uint8_t output = 0;  // of the part's value op: then the box is of that output
+  bool minus_one = false;  // what is stored is the value minus one: norm weights of some kinds
+  uint8_t output = 0;      // of the part's value op: then the box is of that output
+
+  ElementForm form() const { return {dtype, minus_one}; }
 };
 
 struct Part {
   std::string name;  // "q, layer 3"
   Dims shape;
-  std::vector<Piece> sources;         // all of one dtype; none: the part is zeros. Where two overlap they must be equal
+  std::vector<Piece> sources;         // all of one form; none: the part is zeros. Where two overlap they must be equal
   std::vector<Piece> targets;         // disjoint in their files; may repeat boxes of the part
   std::optional<Box> domain = {};     // what of the part is moved; nothing: all of it
   std::optional<ValueOp> value = {};  // makes of the domain, a matrix, the outputs that the targets take

@@ -27,7 +27,7 @@ class Hasher {
   }
   void Add(const Piece& piece) {
     for (uint64_t value : {uint64_t{piece.file}, uint64_t{piece.tensor}, piece.offset,
-                           static_cast<uint64_t>(piece.dtype), uint64_t{piece.output}})
+                           static_cast<uint64_t>(piece.dtype), uint64_t{piece.minus_one}, uint64_t{piece.output}})
       Add(value);
     for (size_t axis = 0; axis < piece.box.shape.size(); ++axis)
       for (uint64_t value : {piece.box.origin[axis], piece.box.shape[axis], piece.axes[axis].block,
@@ -196,7 +196,7 @@ class Planner {
                   view.box,
                   derived.op};
         if (!TakeEncoded(view, part)) continue;
-        CheckDtypes(part, have_.names, problems_);
+        CheckForms(part, have_.names, problems_);
         for (Piece& piece : part.sources) piece.tensor += source_shift;
         for (Part& operand : part.operands)
           for (Piece& piece : operand.sources) piece.tensor += source_shift;
@@ -274,7 +274,7 @@ class Planner {
       Part part{PartName(have_.rows, key), have_.rows[key.row].shape, std::move(Have(key)), std::move(targets)};
       for (Piece& piece : part.sources) piece.tensor += source_shift;
       for (Piece& piece : part.targets) piece.tensor += target_shift;
-      CheckDtypes(part, planned_.plan.source_tensors, problems_);
+      CheckForms(part, planned_.plan.source_tensors, problems_);
       planned_.plan.parts.push_back(std::move(part));
     }
     for (const auto& [key, pieces] : have_.pieces)
@@ -316,6 +316,7 @@ class Planner {
     planned_.left = std::move(laid_out.left);
     planned_.left.insert(planned_.left.end(), source_.ignored.begin(), source_.ignored.end());
     planned_.notes = std::move(laid_out.notes);
+    for (std::string& note : NotesOfShifts(plan)) planned_.notes.push_back(std::move(note));
     if (!options_.packed.empty()) PackTar(plan, options_.packed);
     std::vector<std::string> problems = Audit(plan);
     if (!problems.empty())
@@ -392,6 +393,21 @@ class Planner {
 
 Planned MakePlan(Io& io, const Checkpoint& source, const Kind& kind, const TargetOptions& options) {
   return Planner(io, source, kind, options).Make();
+}
+
+// No dtype holds every sum: of a small difference to one bits are lost.
+std::vector<std::string> NotesOfShifts(const Plan& plan) {
+  std::set<std::pair<bool, std::string_view>> shifts;
+  for (const Part& part : plan.parts)
+    for (const Piece& target : part.targets)
+      if (!part.sources.empty() && part.sources[0].minus_one != target.minus_one)
+        shifts.emplace(target.minus_one, Row(target.dtype).name);
+  std::vector<std::string> notes;
+  for (const auto& [minus_one, dtype] : shifts)
+    notes.push_back(
+        fmt::format("norm weights are written {} one, rounded to {}: the way back may not give the same bits",
+                    minus_one ? "minus" : "plus", dtype));
+  return notes;
 }
 
 PlanTotals TotalsOf(const Plan& plan) {

@@ -25,8 +25,11 @@ Planned MakePlan(Io& io, const Checkpoint& source, const Kind& kind, const Targe
 
 // Problems of a plan, a line each: bytes of target files that nothing gives or two things give (or one thing twice),
 // pieces beyond a file's end or outside of their part or of no tensor, parts of which a target needs more than its
-// sources have, sources of a part in two dtypes. Takes nothing that the plan says on trust, and knows no model.
+// sources have, sources of a part in two forms. Takes nothing that the plan says on trust, and knows no model.
 std::vector<std::string> Audit(const Plan& plan);
+
+// That norm weights are stored in another form than in the source: a line for each direction and dtype.
+std::vector<std::string> NotesOfShifts(const Plan& plan);
 
 // Numbers of a plan.
 struct PlanTotals {

@@ -242,6 +242,28 @@ TEST_F(PlanOfALlama, HasTheIdOfItsSources) {
   EXPECT_NE(Make(kNemo).plan.id, id);
 }
 
+TEST_F(PlanOfALlama, SaysWhereNormWeightsGetAnotherForm) {
+  Plan plan = Make(kNemo, Dtype::kF32).plan;
+  EXPECT_THAT(NotesOfShifts(plan), IsEmpty());
+  for (Part& part : plan.parts) {
+    if (!part.name.starts_with("final_norm") && !part.name.starts_with("attn_norm")) continue;
+    for (Piece& piece : part.sources) piece.minus_one = true;
+    if (part.name.ends_with("layer 0"))
+      for (Piece& piece : part.targets) piece.minus_one = true;  // the same form on both sides
+  }
+  EXPECT_THAT(Audit(plan), IsEmpty());
+  const std::string plus = "norm weights are written plus one, rounded to F32: the way back may not give the same bits";
+  EXPECT_THAT(NotesOfShifts(plan), testing::ElementsAre(plus));
+  for (Part& part : plan.parts) {
+    if (!part.name.starts_with("mlp_norm")) continue;
+    for (Piece& piece : part.targets) piece.minus_one = true;
+  }
+  EXPECT_THAT(NotesOfShifts(plan),
+              testing::ElementsAre(plus,
+                                   "norm weights are written minus one, rounded to F32: the way back may not "
+                                   "give the same bits"));
+}
+
 TEST_F(PlanOfALlama, LeavesWhatIsNoFile) {
   const std::string templates = JoinPath(folder_, "additional_chat_templates");
   PosixIo().MakeDirectories(JoinPath(templates, "folder"));

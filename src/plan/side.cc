@@ -67,11 +67,11 @@ void Side::AddCut(const std::vector<TensorSpec>& specs, const std::vector<const 
   }
 }
 
-void CheckDtypes(const Part& part, const std::vector<std::string>& names, std::vector<std::string>& problems) {
+void CheckForms(const Part& part, const std::vector<std::string>& names, std::vector<std::string>& problems) {
   for (const Piece& piece : part.sources)
-    if (piece.dtype != part.sources[0].dtype)
+    if (piece.form() != part.sources[0].form())
       problems.push_back(fmt::format("tensor '{}': {}, expected {} as in '{}', which holds the same",
-                                     names[piece.tensor], Row(piece.dtype).name, Row(part.sources[0].dtype).name,
+                                     names[piece.tensor], ToString(piece.form()), ToString(part.sources[0].form()),
                                      names[part.sources[0].tensor]));
 }
 

@@ -39,7 +39,7 @@ uint32_t RowNamed(const std::vector<ModelRow>& rows, std::string_view role);
 Pieces PiecesOf(const Model& model, const std::vector<ModelRow>& rows, std::vector<TensorSpec>& specs,
                 const std::vector<const StoredTensor*>& tensors);
 
-// What is stored twice must be of one dtype: a problem each for that which is not.
-void CheckDtypes(const Part& part, const std::vector<std::string>& names, std::vector<std::string>& problems);
+// What is stored twice must be of one form: a problem each for that which is not.
+void CheckForms(const Part& part, const std::vector<std::string>& names, std::vector<std::string>& problems);
 
 }  // namespace reshard

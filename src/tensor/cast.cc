@@ -73,11 +73,13 @@ struct F16 {
 
 inline uint32_t Quiet(uint32_t f32) { return (f32 & kF32Magnitude) > kF32Infinity ? f32 | kF32Quiet : f32; }
 
-template <typename From, typename To>
-[[gnu::always_inline]] inline uint32_t CastBlock(const char* __restrict source, char* __restrict target, size_t count) {
+template <typename From, typename To, typename Shift>
+[[gnu::always_inline]] inline uint32_t CastBlock(const char* __restrict source, char* __restrict target, size_t count,
+                                                 Shift shift) {
   uint32_t overflows = 0;
   for (size_t i = 0; i < count; ++i) {
     uint32_t f32 = Quiet(From::Widen(LoadLittle<typename From::Bits>(source + i * sizeof(typename From::Bits))));
+    f32 = shift(f32);
     uint32_t rounded = To::Round(f32);
     if constexpr (!std::is_same_v<To, F32>)
       overflows += ((f32 & kF32Magnitude) < kF32Infinity) & ((rounded & 0x7fff) == To::kInfinity);
@@ -88,39 +90,61 @@ template <typename From, typename To>
 }
 
 // Block by block, so that the loop counts overflows in 32 bits, as wide as everything else in it.
-template <typename From, typename To>
-[[gnu::always_inline]] inline uint64_t CastAs(const char* source, char* target, size_t count) {
+template <typename From, typename To, typename Shift>
+[[gnu::always_inline]] inline uint64_t CastAs(const char* source, char* target, size_t count, Shift shift) {
   constexpr size_t kBlock = size_t{1} << 20;
   uint64_t overflows = 0;
   for (size_t done = 0; done < count; done += kBlock)
     overflows += CastBlock<From, To>(source + done * sizeof(typename From::Bits),
-                                     target + done * sizeof(typename To::Bits), std::min(kBlock, count - done));
+                                     target + done * sizeof(typename To::Bits), std::min(kBlock, count - done), shift);
   return overflows;
 }
 
+template <typename From, typename Shift>
+[[gnu::always_inline]] inline uint64_t CastFrom(Dtype to, const char* source, char* target, size_t count, Shift shift) {
+  if (to == Dtype::kF32) return CastAs<From, F32>(source, target, count, shift);
+  if (to == Dtype::kF16) return CastAs<From, F16>(source, target, count, shift);
+  return CastAs<From, BF16>(source, target, count, shift);
+}
+
+template <typename Shift>
+[[gnu::always_inline]] inline uint64_t CastFloats(Dtype from, Dtype to, const char* source, char* target, size_t count,
+                                                  Shift shift) {
+  if (from == Dtype::kF32) return CastFrom<F32>(to, source, target, count, shift);
+  if (from == Dtype::kF16) return CastFrom<F16>(to, source, target, count, shift);
+  return CastFrom<BF16>(to, source, target, count, shift);
+}
+
 RESHARD_TARGET_CLONES
-uint64_t CastFloats(Dtype from, Dtype to, const char* source, char* target, size_t count) {
-  if (from == Dtype::kF32 && to == Dtype::kBF16) return CastAs<F32, BF16>(source, target, count);
-  if (from == Dtype::kF32 && to == Dtype::kF16) return CastAs<F32, F16>(source, target, count);
-  if (from == Dtype::kBF16 && to == Dtype::kF32) return CastAs<BF16, F32>(source, target, count);
-  if (from == Dtype::kBF16 && to == Dtype::kF16) return CastAs<BF16, F16>(source, target, count);
-  if (from == Dtype::kF16 && to == Dtype::kF32) return CastAs<F16, F32>(source, target, count);
-  return CastAs<F16, BF16>(source, target, count);
+uint64_t CastPlain(Dtype from, Dtype to, const char* source, char* target, size_t count) {
+  return CastFloats(from, to, source, target, count, [](uint32_t f32) { return f32; });
+}
+
+RESHARD_TARGET_CLONES
+uint64_t CastShifted(Dtype from, Dtype to, float shift, const char* source, char* target, size_t count) {
+  return CastFloats(from, to, source, target, count,
+                    [=](uint32_t f32) { return std::bit_cast<uint32_t>(std::bit_cast<float>(f32) + shift); });
 }
 
 }  // namespace
 
-uint64_t Cast(Dtype from, Dtype to, const void* source, void* target, size_t count) {
+std::string ToString(const ElementForm& form) {
+  return std::string(Row(form.dtype).name) + (form.minus_one ? " minus one" : "");
+}
+
+uint64_t Cast(const ElementForm& from, const ElementForm& to, const void* source, void* target, size_t count) {
   auto* in = static_cast<const char*>(source);
   auto* out = static_cast<char*>(target);
   if (from == to) {
-    std::copy_n(in, count * ItemSize(from), out);
+    std::copy_n(in, count * ItemSize(from.dtype), out);
     return 0;
   }
-  if (!IsCastable(from) || !IsCastable(to))
-    throw Error(Code::kInternal, "a cast from " + std::string(Row(from).name) + " to " + std::string(Row(to).name) +
-                                     ", expected F32, F16 or BF16");
-  return CastFloats(from, to, in, out, count);
+  if (!IsCastable(from.dtype) || !IsCastable(to.dtype))
+    throw Error(Code::kInternal,
+                "a cast from " + ToString(from) + " to " + ToString(to) + ", expected F32, F16 or BF16");
+  const float shift = from.ShiftTo(to);
+  return shift == 0 ? CastPlain(from.dtype, to.dtype, in, out, count)
+                    : CastShifted(from.dtype, to.dtype, shift, in, out, count);
 }
 
 }  // namespace reshard

@@ -213,6 +213,141 @@ TEST(Cast, CopiesEqualDtypesOfAnyKind) {
   uint16_t signaling_nan = 0x7f81, copy = 0;
   Cast(Dtype::kBF16, Dtype::kBF16, &signaling_nan, &copy, 1);
   EXPECT_EQ(copy, signaling_nan);
+  const ElementForm minus_one(Dtype::kBF16, true);
+  copy = 0;
+  Cast(minus_one, minus_one, &signaling_nan, &copy, 1);
+  EXPECT_EQ(copy, signaling_nan);
+}
+
+// -- between values and values minus one ------------------------------------------------------------------------------
+
+std::string BytesOf(const Format& format, const std::vector<uint32_t>& bits) {
+  std::string bytes;
+  for (uint32_t element : bits) bytes.append(reinterpret_cast<const char*>(&element), ItemSize(format.dtype));
+  return bytes;
+}
+
+std::vector<uint32_t> Shift(const Format& from, const Format& to, int shift, const std::vector<uint32_t>& input,
+                            uint64_t* overflows) {
+  const std::string source = BytesOf(from, input);
+  std::string target(input.size() * ItemSize(to.dtype), '\0');
+  *overflows = Cast({from.dtype, shift > 0}, {to.dtype, shift < 0}, source.data(), target.data(), input.size());
+  std::vector<uint32_t> output(input.size());
+  for (size_t i = 0; i < output.size(); ++i)
+    std::memcpy(&output[i], target.data() + i * ItemSize(to.dtype), ItemSize(to.dtype));
+  return output;
+}
+
+// As torch 2.13 has it: (w.float() + 1).to(dtype), (w.float() - 1).to(dtype).
+TEST(Cast, AddsAndSubtractsOneAsTorchDoes) {
+  struct Case {
+    Format from, to;
+    int shift;
+    std::vector<uint32_t> input, expected;
+  };
+  const Case cases[] = {
+      {kBF16,
+       kBF16,
+       1,
+       {0x0000, 0x8000, 0xbf80, 0x3b80, 0x3c40, 0xbb00, 0x3bc0, 0x7f7f, 0xff80, 0x3e21},
+       {0x3f80, 0x3f80, 0x0000, 0x3f80, 0x3f82, 0x3f80, 0x3f81, 0x7f7f, 0xff80, 0x3f94}},
+      {kF16,
+       kF16,
+       1,
+       {0x0000, 0x8000, 0xbc00, 0x1000, 0x1001, 0x1600, 0x7bff, 0xfbff, 0x0001, 0x2e66},
+       {0x3c00, 0x3c00, 0x0000, 0x3c00, 0x3c01, 0x3c02, 0x7bff, 0xfbff, 0x3c00, 0x3c66}},
+      {kF32,
+       kF32,
+       1,
+       {0x33800000, 0x33800001, 0x34400000, 0xb2800000, 0xb3000001, 0xbf800000, 0x80000000, 0x3dcccccd},
+       {0x3f800000, 0x3f800001, 0x3f800002, 0x3f800000, 0x3f7fffff, 0x00000000, 0x3f800000, 0x3f8ccccd}},
+      // 1 + 2^-8 + 2^-31 is rounded to F32 first, to a tie between two values of BF16.
+      {kF32, kBF16, 1, {0x3b800000, 0x3b800001, 0x3c400000, 0x3b7fffff}, {0x3f80, 0x3f80, 0x3f82, 0x3f80}},
+      {kF32, kF16, 1, {0x477fdf00, 0xc77fef00, 0xc77ff100}, {0x7bff, 0xfbff, 0xfc00}},
+      {kBF16,
+       kBF16,
+       -1,
+       {0x3f80, 0x8000, 0x3f81, 0x3f7f, 0x0001, 0x4380, 0xbf80},
+       {0x0000, 0xbf80, 0x3c00, 0xbb80, 0xbf80, 0x437f, 0xc000}},
+      {kF16, kF16, -1, {0x3c00, 0x3c01, 0x3bff, 0x0001, 0xfbff, 0x6801}, {0, 0x1400, 0x9000, 0xbc00, 0xfbff, 0x6800}},
+      {kBF16, kF32, -1, {0x3f81, 0x0080, 0x3e21}, {0x3c000000, 0xbf800000, 0xbf57c000}},
+      {kF16, kBF16, -1, {0x3c01, 0x3bff, 0x4a48}, {0x3a80, 0xba00, 0x4139}},
+  };
+  for (const Case& c : cases) {
+    uint64_t overflows;
+    EXPECT_EQ(Shift(c.from, c.to, c.shift, c.input, &overflows), c.expected)
+        << Row(c.from.dtype).name << " to " << Row(c.to.dtype).name << ", " << c.shift;
+    EXPECT_EQ(overflows, c.to.dtype == Dtype::kF16 && c.from.dtype == Dtype::kF32 ? 1u : 0u);
+  }
+}
+
+// All elements of 16 bits; of F32 some of each upper half, and what the shift brings close to where 16 bits round.
+std::vector<uint32_t> ShiftInputs(const Format& from, int shift) {
+  std::vector<uint32_t> inputs;
+  if (from.fraction_bits < 23) {
+    for (uint32_t bits : All16Bits()) inputs.push_back(bits);
+    return inputs;
+  }
+  for (uint32_t upper = 0; upper < 1 << 16; ++upper)
+    for (uint32_t lower : {0x0000, 0x0001, 0x5a5a, 0x7fff, 0x8000, 0x8001, 0xffff})
+      inputs.push_back(upper << 16 | lower);
+  for (const Format& to : {kF16, kBF16})
+    for (uint32_t magnitude = 0; magnitude < to.Infinity(); ++magnitude)
+      for (double sign : {1.0, -1.0}) {
+        const double midpoint = sign * (to.Value(magnitude) + to.Value(magnitude + 1)) / 2;
+        uint32_t bits;
+        const float near = static_cast<float>(midpoint - shift);
+        std::memcpy(&bits, &near, sizeof bits);
+        for (uint32_t neighbour : {bits - 1, bits, bits + 1}) inputs.push_back(neighbour);
+      }
+  return inputs;
+}
+
+// The sum of a value and one in double, which is exact or next to it, rounded to F32.
+float SumInF32(const Format& from, uint32_t bits, int shift) {
+  const uint32_t magnitude = bits & (from.Sign() - 1);
+  const double value = magnitude == from.Infinity() ? HUGE_VAL : from.Value(magnitude);
+  return static_cast<float>((bits & from.Sign() ? -value : value) + shift);
+}
+
+void CheckShift(const Format& from, const Format& to, int shift) {
+  const std::vector<uint32_t> input = ShiftInputs(from, shift);
+  const Rounder rounder(to.fraction_bits < 23 ? to : kBF16);
+  uint64_t overflows, expected_overflows = 0;
+  const std::vector<uint32_t> output = Shift(from, to, shift, input, &overflows);
+  for (size_t i = 0; i < input.size(); ++i) {
+    const float sum = SumInF32(from, input[i], shift);
+    uint32_t expected;
+    if (from.IsNan(input[i])) {
+      expected = ConvertedNan(kF32, to, ConvertedNan(from, kF32, input[i]));
+    } else if (to.fraction_bits == 23) {
+      std::memcpy(&expected, &sum, sizeof expected);
+    } else {
+      const double magnitude = std::fabs(sum);
+      expected = to.Infinity();
+      if (!std::isinf(sum)) expected = rounder.Round(magnitude, rounder.Begin(magnitude));
+      expected_overflows += !std::isinf(sum) && expected == to.Infinity();
+      if (std::signbit(sum)) expected |= to.Sign();
+    }
+    ASSERT_EQ(output[i], expected) << input[i];
+  }
+  EXPECT_EQ(overflows, expected_overflows);
+  const bool narrows = to.exponent_bits < from.exponent_bits || to.fraction_bits < from.fraction_bits;
+  EXPECT_EQ(overflows > 0, narrows && from.dtype != Dtype::kF16);
+}
+
+TEST(Cast, AddsAndSubtractsOneInF32) {
+  for (const Format& from : {kF32, kF16, kBF16})
+    for (const Format& to : {kF32, kF16, kBF16})
+      for (int shift : {1, -1}) {
+        SCOPED_TRACE(std::string(Row(from.dtype).name) + " to " + std::string(Row(to.dtype).name));
+        CheckShift(from, to, shift);
+      }
+}
+
+TEST(Cast, NamesForms) {
+  EXPECT_EQ(ToString(ElementForm(Dtype::kBF16)), "BF16");
+  EXPECT_EQ(ToString(ElementForm(Dtype::kF32, true)), "F32 minus one");
 }
 
 }  // namespace
