@@ -116,7 +116,6 @@ void Comparison::Worker::CompareWithZeros(const Part& part, const Box& step, Par
   Piece zeros;
   zeros.box = step;
   zeros.dtype = part.sources[0].dtype;
-  zeros.minus_one = part.sources[0].minus_one;
   ComparePiece(zeros.form(), zeros, step, step, result);
 }
 

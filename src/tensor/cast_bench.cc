@@ -21,9 +21,9 @@ std::vector<char> Weights(Dtype dtype, size_t count) {
   return bytes;
 }
 
-void BM_Cast(benchmark::State& state, Dtype from, Dtype to) {
+void BM_Cast(benchmark::State& state, ElementForm from, ElementForm to) {
   constexpr size_t kCount = 64 * 1024;
-  std::vector<char> source = Weights(from, kCount), target(kCount * ItemSize(to));
+  std::vector<char> source = Weights(from.dtype, kCount), target(kCount * ItemSize(to.dtype));
   for (auto _ : state) {
     benchmark::DoNotOptimize(Cast(from, to, source.data(), target.data(), kCount));
     benchmark::ClobberMemory();
@@ -38,6 +38,8 @@ BENCHMARK_CAPTURE(BM_Cast, BF16_to_F32, Dtype::kBF16, Dtype::kF32);
 BENCHMARK_CAPTURE(BM_Cast, BF16_to_F16, Dtype::kBF16, Dtype::kF16);
 BENCHMARK_CAPTURE(BM_Cast, F16_to_F32, Dtype::kF16, Dtype::kF32);
 BENCHMARK_CAPTURE(BM_Cast, F16_to_BF16, Dtype::kF16, Dtype::kBF16);
+BENCHMARK_CAPTURE(BM_Cast, BF16_minus_one_to_BF16, ElementForm(Dtype::kBF16, true), Dtype::kBF16);
+BENCHMARK_CAPTURE(BM_Cast, F32_to_BF16_minus_one, Dtype::kF32, ElementForm(Dtype::kBF16, true));
 
 }  // namespace
 }  // namespace reshard
