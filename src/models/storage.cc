@@ -58,6 +58,7 @@ class Unpacker {
     view.part.expert = row->row->scope == Scope::kExpert ? expert : -1;
     view.origin = Dims::Filled(packed.shape.size(), 0);
     view.box = *real;
+    view.minus_one = row->row->norm && rank_.zero_centred.value_or(model_.family->zero_centred);
     for (size_t axis = 0; axis < packed.shape.size(); ++axis) view.axes[axis] = {view.box.shape[axis], 0};
     packed.views = {view};
     if (row->row->split.unit == 'G' && rank_.kv_copies > 1) Repeat(row->row->split.axis, packed);
