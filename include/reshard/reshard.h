@@ -50,6 +50,8 @@ struct SourceHints {
 
 // How a TensorRT-LLM checkpoint is cut and quantised. Nothing of it may be set for other targets.
 struct TrtllmTarget {
+  // Tensor ranks that cut each expert, and parts that experts are dealt out to: their product is tp_size. 0: the rest.
+  uint64_t moe_tp_size = 0, moe_ep_size = 0;
   bool use_parallel_embedding = false;  // cut the embedding over tensor ranks
   unsigned embedding_sharding_dim = 0;  // 0 its rows, 1 its columns
   bool use_embedding_sharing = false;   // a tied model's embedding and head stored once

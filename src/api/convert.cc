@@ -50,6 +50,8 @@ TrtllmOptions TrtllmOptionsOf(const ConvertOptions& given) {
   TrtllmOptions options;
   options.tp = given.tp_size;
   options.pp = given.pp_size;
+  options.moe_tp = target.moe_tp_size;
+  options.moe_ep = target.moe_ep_size;
   options.parallel_embedding = target.use_parallel_embedding;
   options.embedding_axis = static_cast<uint8_t>(target.embedding_sharding_dim);
   options.share_embedding = target.use_embedding_sharing;
@@ -391,7 +393,9 @@ struct Conversion::State {
                    {"allow_overflow", options.allow_overflow}};
     if (options.to != kTrtllm.name) return record;
     const TrtllmTarget& cut = options.trtllm;
-    record["trtllm"] = {{"use_parallel_embedding", cut.use_parallel_embedding},
+    record["trtllm"] = {{"moe_tp_size", cut.moe_tp_size},
+                        {"moe_ep_size", cut.moe_ep_size},
+                        {"use_parallel_embedding", cut.use_parallel_embedding},
                         {"embedding_sharding_dim", cut.embedding_sharding_dim},
                         {"use_embedding_sharing", cut.use_embedding_sharing},
                         {"version", cut.version},

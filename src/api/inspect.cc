@@ -47,9 +47,11 @@ Json BlockJson(const Block& block) {
     Json json = {{"role", row.role}, {"scope", kScopes[static_cast<size_t>(row.scope)]}, {"shape", row.shape}};
     if (row.split.unit) json["split"] = {{"axis", row.split.axis}, {"unit", std::string(1, row.split.unit)}};
     if (!row.when.empty()) json["when"] = row.when;
+    if (row.norm) json["norm"] = true;
     rows.push_back(json);
   }
   Json json = {{"rows", rows}};
+  if (block.on != kAllLayers) json["layers"] = block.on == kMoeLayers ? "moe" : "dense";
   for (auto [kind, layouts] :
        {std::pair{"hf", &block.hf}, std::pair{"nemo", &block.nemo}, std::pair{"trtllm", &block.trtllm}}) {
     json[kind] = LayoutsJson(*layouts);
@@ -112,10 +114,21 @@ std::vector<TableRow> FormatTable() {
   return rows;
 }
 
+// The kinds that have a place for models of the family.
+static Json KindsOf(const Family& family) {
+  Json kinds = Json::array();
+  for (const Kind& kind : Kinds())
+    if (!kind.knows || kind.knows(family)) kinds.push_back(kind.name);
+  return kinds;
+}
+
 std::string FamiliesJson() {
   Json all = Json::array();
   for (const Family* family : Families()) {
     Json json = {{"name", family->name}, {"group", family->group}, {"class", family->class_name}};
+    json["model_types"] = Json::array({family->name});
+    for (const Wrapper& wrapper : family->wrappers) json["model_types"].push_back(wrapper.model_type);
+    json["kinds"] = KindsOf(*family);
     json["defaults"] = Json::object();
     for (const ConfigDefault& row : family->defaults) json["defaults"][std::string(row.key)] = Json::parse(row.value);
     json["flags"] = Json::object();

@@ -9,7 +9,6 @@ namespace reshard::cli {
 namespace {
 
 constexpr const char* kOfCheckpoint = "it is as the checkpoint's config says";
-constexpr const char* kNoExperts = "no family here has experts";
 constexpr const char* kStreamed = "weights are streamed";
 
 // An option that means something for a trtllm target only.
@@ -34,6 +33,13 @@ Store TensorRanks(const char* name) {
     SetSize(name, value, o.convert.tp_size, o.tp_by);
     o.gpus = o.convert.tp_size;
   };
+}
+
+// -1, as in the original: what the other leaves.
+Store ExpertRanks(const char* name, uint64_t TrtllmTarget::*size) {
+  return Trtllm(name, [=](Options& o, const std::string& value) {
+    o.convert.trtllm.*size = value == "-1" ? 0 : Count(name, value, 1, 4096);
+  });
 }
 
 // What a mode cannot do without here, and what to do instead.
@@ -212,11 +218,13 @@ std::vector<OptionRow> TrtllmRows() {
       {"--rms_norm_eps", "N", kConvert, "", Needless("--rms_norm_eps", kOfCheckpoint)},
       {"--rotary_base", "N", kConvert, "", Needless("--rotary_base", kOfCheckpoint)},
       {"--hidden_act", "N", kConvert, "", Needless("--hidden_act", kOfCheckpoint)},
-      {"--moe_tp_size", "N", kConvert, "", Needless("--moe_tp_size", kNoExperts)},
-      {"--moe_ep_size", "N", kConvert, "", Needless("--moe_ep_size", kNoExperts)},
-      {"--moe_num_experts", "N", kConvert, "", Needless("--moe_num_experts", kNoExperts)},
-      {"--moe_top_k", "N", kConvert, "", Needless("--moe_top_k", kNoExperts)},
-      {"--moe_renorm_mode", "N", kConvert, "", Needless("--moe_renorm_mode", kNoExperts)},
+      {"--moe_tp_size", "N", kConvert, "trtllm: ranks that cut each expert, by default all tensor ranks",
+       ExpertRanks("--moe_tp_size", &TrtllmTarget::moe_tp_size)},
+      {"--moe_ep_size", "N", kConvert, "trtllm: parts that experts are dealt out to, by default 1",
+       ExpertRanks("--moe_ep_size", &TrtllmTarget::moe_ep_size)},
+      {"--moe_num_experts", "N", kConvert, "", Needless("--moe_num_experts", kOfCheckpoint)},
+      {"--moe_top_k", "N", kConvert, "", Needless("--moe_top_k", kOfCheckpoint)},
+      {"--moe_renorm_mode", "N", kConvert, "", Needless("--moe_renorm_mode", kOfCheckpoint)},
       {"--per_group", "", kConvert, "", Needless("--per_group", "the tensors of a GPTQ checkpoint say it")},
       {"--load_by_shard", "", kConvert, "", Needless("--load_by_shard", kStreamed)},
       {"--load_model_on_cpu", "", kConvert, "", Needless("--load_model_on_cpu", kStreamed)},

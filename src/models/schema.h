@@ -103,12 +103,18 @@ struct Layouts {
   static constexpr size_t kMaxForms = 8;
   bool known = false;
   std::array<std::span<const Layout>, kMaxForms> forms = {};
+  uint8_t by_module = 0;  // the form that calls tensors as modules do, which files of ranks have
   std::span<const std::string_view> lacks = {};
 
   constexpr Layouts() = default;
   template <typename... More>
   constexpr Layouts(std::span<const Layout> first, const More&... more)
       : known(true), forms{first, std::span<const Layout>(more)...} {}
+  constexpr Layouts ByModule(uint8_t form) const {
+    Layouts same = *this;
+    same.by_module = form;
+    return same;
+  }
   constexpr Layouts Without(std::span<const std::string_view> roles) const {
     Layouts less = *this;
     less.lacks = roles;
@@ -120,6 +126,7 @@ struct Layouts {
 struct NemoObject {
   std::string_view module;
   Scope scope = Scope::kLayer;
+  std::string_view by_module = {};  // what the module itself is called, where it is otherwise; {E} the expert
 };
 
 struct Block {
@@ -166,6 +173,7 @@ struct ConfigKey {
   std::string_view neutral = {};
   std::string_view nemo = {};
   std::string_view absent = {};  // JSON: what Megatron takes where its key is not there; empty: null
+  bool of_training = false;      // it changes how a model is trained and not what it computes
 };
 
 // A key that Megatron's configs of the family have at one value always. `absent` (JSON) is what it means where it is

@@ -446,6 +446,10 @@ std::vector<const Layout*> ChooseLayouts(const Model& model, const Rank& rank, L
       throw Error(Code::kUnsupported,
                   fmt::format("a {} checkpoint has no place for '{}' of {}", kind, role, model.family->name));
     const uint64_t layer = FirstLayerOf(model, rank, *block);
+    if (rank.by_module) {
+      for (const Layout* layout : Pointers(known.forms[known.by_module])) chosen.push_back(layout);
+      continue;
+    }
     std::vector<const Layout*> best = Pointers(known.forms[0]);
     ptrdiff_t most = 0;
     for (std::span<const Layout> form : known.forms) {

@@ -40,6 +40,7 @@ struct Rank {
   std::optional<uint8_t> embedding_axis = 0;
   // What the weights of norms are stored as: minus one, or as they are; nothing: as HuggingFace has the family's.
   std::optional<bool> zero_centred = {};
+  bool by_module = false;  // in a new checkpoint, tensors are called as modules are
 };
 
 // A box of a part within a stored tensor. Index i of the part's axis `a`, counted from the box, has the coordinate

@@ -117,8 +117,20 @@ class Planner {
     options_.dtype = first->dtype;
   }
 
-  // A stored tensor has one dtype: the one asked for, or the one that all its parts have.
+  // Rows that the source's kind stores in a dtype of its own, whatever the model's is.
+  std::set<uint32_t> RowsOfFixedDtype() const {
+    std::set<uint32_t> rows;
+    for (const Layout* layout : source_.layouts)
+      for (size_t i = 0; layout->dtype && i < layout->tree.size; ++i)
+        rows.insert(RowNamed(have_.rows, layout->tree.nodes[i].role));
+    return rows;
+  }
+
+  // A stored tensor has one dtype: the one asked for, or the one that all its parts have; parts of which the source's
+  // kind does not say have that of most of the model.
   void ChooseDtypes() {
+    const std::set<uint32_t> fixed = RowsOfFixedDtype();
+    const Dtype usual = MainDtype(source_.tensors);
     for (const TensorSpec& spec : specs_) {
       std::optional<Dtype> dtype;
       const View* first = nullptr;
@@ -129,14 +141,15 @@ class Planner {
           problems_.push_back(fmt::format("{}: the source has no such part", PartName(have_.rows, view.part)));
           continue;
         }
+        const Dtype own = fixed.count(view.part.row) ? usual : pieces[0].dtype;
         if (!dtype) {
-          dtype = pieces[0].dtype;
+          dtype = own;
           first = &view;
-        } else if (*dtype != pieces[0].dtype && !Target(spec)) {
+        } else if (*dtype != own && !Target(spec)) {
           problems_.push_back(
               fmt::format("tensor '{}': {} is {} and {} is {}, expected one dtype in a stacked tensor; give --dtype",
                           names_[tensors_.size()], PartName(have_.rows, first->part), reshard::Row(*dtype).name,
-                          PartName(have_.rows, view.part), reshard::Row(pieces[0].dtype).name));
+                          PartName(have_.rows, view.part), reshard::Row(own).name));
           break;
         }
       }

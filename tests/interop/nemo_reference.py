@@ -224,6 +224,8 @@ def nemo_config(c, dtype, *, backend="zarr", shared=None, rows=None, tokenizer=N
         cfg.update(num_moe_experts=c.num_local_experts, moe_router_topk=c.num_experts_per_tok)
     if not qwen and rows != c.vocab_size:
         cfg["override_vocab_size"] = rows
+    if family == "mistral" and not c.sliding_window:
+        cfg["hf_model_type"] = family  # it is a Llama by all other keys
     cfg["dist_ckpt_format"] = backend
     cfg["precision"] = {torch.bfloat16: "bf16", torch.float16: 16, torch.float32: 32}[dtype]
     cfg["target"] = "nemo.collections.nlp.models.language_modeling.megatron_gpt_model.MegatronGPTModel"

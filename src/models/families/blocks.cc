@@ -142,6 +142,13 @@ constexpr Layout kGatedMlpOldNemo[] = {
     {"encoder.layers.{L}.mlp.dense_4h_to_h.bias", "down_bias"},
 };
 
+// singleton_local_shards: gate and up apart.
+constexpr Layout kHalvedMlpNemo[] = {
+    {"decoder.layers.{L}.mlp.linear_fc1.weight_w", "gate"},    {"decoder.layers.{L}.mlp.linear_fc1.weight_v", "up"},
+    {"decoder.layers.{L}.mlp.linear_fc1.bias_w", "gate_bias"}, {"decoder.layers.{L}.mlp.linear_fc1.bias_v", "up_bias"},
+    {"decoder.layers.{L}.mlp.linear_fc2.weight", "down"},      {"decoder.layers.{L}.mlp.linear_fc2.bias", "down_bias"},
+};
+
 // `fc` is the activated one.
 constexpr Layout kGatedMlpTrtllm[] = {
     {"transformer.layers.{L}.mlp.fc.weight", "gate"},
@@ -260,8 +267,10 @@ constexpr Layout kNumberedExpertsNemo[] = {
     {"decoder.layers.{L}.mlp.experts.experts.{E}.linear_fc2.weight", "expert_down"},
 };
 
-constexpr NemoObject kExpertObjects[] = {{"mlp.experts.experts.linear_fc1", kExpert},
-                                         {"mlp.experts.experts.linear_fc2", kExpert}};
+constexpr NemoObject kExpertObjects[] = {
+    {"mlp.experts.experts.linear_fc1", kExpert, "mlp.experts.local_experts.{E}.linear_fc1"},
+    {"mlp.experts.experts.linear_fc2", kExpert, "mlp.experts.local_experts.{E}.linear_fc2"},
+};
 
 // `fc` has up before gate.
 constexpr Layout kExpertsTrtllm[] = {
@@ -270,8 +279,9 @@ constexpr Layout kExpertsTrtllm[] = {
     {"transformer.layers.{L}.mlp.proj.weight", kAllDown},
 };
 
-constexpr Layouts kExpertLayoutsNemo(kExpertsNemo, kOldExpertsNemo, kSequentialExpertsNemo, kGroupedExpertsNemo,
-                                     kSingleExpertsNemo, kNumberedExpertsNemo);
+constexpr Layouts kExpertLayoutsNemo = Layouts(kExpertsNemo, kOldExpertsNemo, kSequentialExpertsNemo,
+                                               kGroupedExpertsNemo, kSingleExpertsNemo, kNumberedExpertsNemo)
+                                           .ByModule(2);
 
 constexpr PartRow kSharedExpertRows[] = {
     {"shared_gate", kLayer, "S H", {0, 'S'}},
@@ -293,6 +303,13 @@ constexpr Layout kSharedExpertNemo[] = {
     {"decoder.layers.{L}.mlp.shared_experts.gate_weight", "shared_router"},
 };
 
+constexpr Layout kHalvedSharedExpertNemo[] = {
+    {"decoder.layers.{L}.mlp.shared_experts.linear_fc1.weight_w", "shared_gate"},
+    {"decoder.layers.{L}.mlp.shared_experts.linear_fc1.weight_v", "shared_up"},
+    {"decoder.layers.{L}.mlp.shared_experts.linear_fc2.weight", "shared_down"},
+    {"decoder.layers.{L}.mlp.shared_experts.gate_weight", "shared_router"},
+};
+
 constexpr NemoObject kSharedExpertObjects[] = {{"mlp.shared_experts.linear_fc1"}, {"mlp.shared_experts.linear_fc2"}};
 
 constexpr Layout kSharedExpertTrtllm[] = {
@@ -305,19 +322,20 @@ constexpr Layout kSharedExpertTrtllm[] = {
 
 const Block kTrunk = {kTrunkRows, Layouts(kTrunkHf), Layouts(kTrunkNemo, kTrunkOldNemo), kTrunkObjects,
                       Layouts(kTrunkTrtllm)};
-const Block kFusedTrunk = {kTrunkRows, Layouts(kFusedTrunkHf), Layouts(kTrunkNemo), kTrunkObjects};
+const Block kFusedTrunk = {kTrunkRows, Layouts(kFusedTrunkHf), Layouts(kTrunkNemo, kTrunkOldNemo), kTrunkObjects};
 const Block kQkNorm = {kQkNormRows, Layouts(kQkNormHf), Layouts(kQkNormNemo)};
 const Block kMlpNorm = {kMlpNormRows, Layouts(kMlpNormHf),     Layouts(kMlpNormNemo, kMlpNormOldNemo),
                         {},           Layouts(kMlpNormTrtllm), kDenseLayers};
 const Block kSandwichNorms = {kSandwichNormRows, Layouts(kSandwichNormHf), Layouts(kSandwichNormNemo)};
 const Block kGatedMlp = {kGatedMlpRows,
                          Layouts(kGatedMlpHf),
-                         Layouts(kGatedMlpNemo, kGatedMlpOldNemo),
+                         Layouts(kGatedMlpNemo, kGatedMlpOldNemo, kHalvedMlpNemo),
                          kGatedMlpObjects,
                          Layouts(kGatedMlpTrtllm).Without(kMlpBiases),
                          kDenseLayers};
-const Block kFusedMlp = {kGatedMlpRows, Layouts(kFusedMlpHf), Layouts(kGatedMlpNemo), kGatedMlpObjects, {},
-                         kDenseLayers};
+const Block kFusedMlp = {
+    kGatedMlpRows, Layouts(kFusedMlpHf), Layouts(kGatedMlpNemo, kGatedMlpOldNemo, kHalvedMlpNemo), kGatedMlpObjects, {},
+    kDenseLayers};
 const Block kMoeNorm = {kMoeNormRows, Layouts(kMoeNormHf),     Layouts(kMoeNormNemo, kLocalMoeNormNemo),
                         {},           Layouts(kMoeNormTrtllm), kMoeLayers};
 const Block kExperts = {kExpertRows,
@@ -332,7 +350,8 @@ const Block kMixtralExperts = {kExpertRows,
                                kExpertObjects,
                                Layouts(kExpertsTrtllm),
                                kMoeLayers};
-const Block kSharedExpert = {kSharedExpertRows,    Layouts(kSharedExpertHf),     Layouts(kSharedExpertNemo),
-                             kSharedExpertObjects, Layouts(kSharedExpertTrtllm), kMoeLayers};
+const Block kSharedExpert = {
+    kSharedExpertRows,    Layouts(kSharedExpertHf),     Layouts(kSharedExpertNemo, kHalvedSharedExpertNemo),
+    kSharedExpertObjects, Layouts(kSharedExpertTrtllm), kMoeLayers};
 
 }  // namespace reshard

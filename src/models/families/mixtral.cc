@@ -22,7 +22,7 @@ constexpr ConfigKey kKeys[] = {
     {.hf = "num_local_experts", .mcore = "num_moe_experts", .size = 'E', .synonym = "num_experts", .neutral = "null"},
     {.hf = "intermediate_size", .mcore = "moe_ffn_hidden_size", .size = 'M'},
     {.hf = "num_experts_per_tok", .mcore = "moe_router_topk", .absent = "2"},
-    {.hf = "router_aux_loss_coef", .mcore = "moe_aux_loss_coeff", .absent = "0.0"},
+    {.hf = "router_aux_loss_coef", .mcore = "moe_aux_loss_coeff", .absent = "0.0", .of_training = true},
 };
 
 // Probabilities are of the chosen experts alone. NeMo's own converter says otherwise, and its model is meant so, too.

@@ -43,7 +43,7 @@ constexpr ConfigKey kKeys[] = {
      .neutral = "null"},
     {.hf = "num_experts_per_tok", .mcore = "moe_router_topk", .absent = "2"},
     {.hf = "norm_topk_prob", .mcore = "moe_router_pre_softmax", .change = Change::kNot, .absent = "false"},
-    {.hf = "router_aux_loss_coef", .mcore = "moe_aux_loss_coeff", .absent = "0.0"},
+    {.hf = "router_aux_loss_coef", .mcore = "moe_aux_loss_coeff", .absent = "0.0", .of_training = true},
 };
 
 constexpr FixedKey kFixed[] = {

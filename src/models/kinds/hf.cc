@@ -38,13 +38,13 @@ constexpr std::string_view kMarkers[] = {kSafetensors.index, kSafetensors.single
 
 // How a class that holds a text model beside others calls what the model calls `own`; the longest first.
 struct TextPrefix {
-  std::string_view stored, own;
+  std::string_view stored, own, shown;  // shown: the checkpoint's name_prefix
 };
 constexpr TextPrefix kTextPrefixes[] = {
-    {"model.language_model.model.", "model."},
-    {"model.language_model.", "model."},
-    {"language_model.model.", "model."},
-    {"language_model.lm_head.", "lm_head."},
+    {"model.language_model.model.", "model.", "model.language_model."},
+    {kTextPrefix, "model.", kTextPrefix},
+    {"language_model.model.", "model.", "language_model."},
+    {"language_model.lm_head.", "lm_head.", "language_model."},
 };
 
 // What comes along with the weights, byte for byte.
@@ -181,10 +181,11 @@ class HfReader {
       checkpoint_.ignored.push_back(fmt::format("{}.* ({} tensors)", begin, count));
   }
 
-  static bool TakeTextName(std::string& name) {
+  bool TakeTextName(std::string& name) {
     for (const TextPrefix& row : kTextPrefixes) {
       if (!name.starts_with(row.stored)) continue;
       name.replace(0, row.stored.size(), row.own);
+      if (row.own == "model.") checkpoint_.name_prefix = row.shown;
       return true;
     }
     return name == "lm_head.weight";

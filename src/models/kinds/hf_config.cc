@@ -132,8 +132,9 @@ Rope ReadRopeSettings(const Family& family, const Json& settings, const std::str
   rope.theta = reader.Positive("rope_theta", rope.theta);
   rope.percent = reader.Positive("partial_rotary_factor", rope.percent);
   if (!by_type || !settings.contains(kWindowLayers)) return rope;
-  if (!RopeScalingOf(settings[kWindowLayers], path).is_null())
-    throw Unsupported(path, "layers with a window have a rope scaling, expected none");
+  if (const Json scaling = RopeScalingOf(settings[kWindowLayers], path); !scaling.is_null())
+    throw Unsupported(
+        path, fmt::format("layers with a window have rope scaling {}, expected none", scaling["rope_type"].dump()));
   rope.local_theta = ConfigReader(settings[kWindowLayers], path).Positive("rope_theta", rope.local_theta);
   return rope;
 }
@@ -251,7 +252,10 @@ void ReadWindow(const Family& family, const ConfigReader& reader, HyperParameter
           .At("reading", reader.path());
   }
   runs = NotEmpty(std::move(runs));
-  if (window.is_null() || runs.empty()) return;
+  if (window.is_null() || runs.empty()) {
+    if (family.window == WindowRule::kPeriodic) hyper.layered = "full attention in all layers";
+    return;
+  }
   hyper.sliding_window = window;
   const bool usual = family.window == WindowRule::kPeriodic ? runs == NotEmpty(UsualRuns(family, reader, layers))
                                                             : runs.size() == 1 && runs[0] == LayerRun{0, layers};

@@ -77,6 +77,7 @@ struct TrtllmOptions {
   enum class Quantisation : uint8_t { kNone, kInt8, kInt4, kFp8Rowwise, kGptq };
 
   uint64_t tp = 1, pp = 1;
+  uint64_t moe_tp = 0, moe_ep = 0;  // ranks that cut each expert, and parts that experts are dealt out to; 0: the rest
   bool parallel_embedding = false;  // cut over tensor ranks
   uint8_t embedding_axis = 0;       // where it is cut: 0 rows, 1 columns; the config says it where it is not, too
   bool share_embedding = false;     // one tensor for embedding and head
@@ -142,12 +143,17 @@ struct Kind {
   std::span<const std::string_view> weights = {};  // the formats of a target, the default first; empty: there is one
   std::string_view packed_as = {};                 // a target whose name ends so is one file, a tar; empty: never
   std::span<const std::string_view> markers;       // files that make a folder a checkpoint of this kind
+  // Whether it has a place for models of the family. Null: for those of all.
+  bool (*knows)(const Family& family) = nullptr;
   // Whether it names a file of its checkpoints so. Null: names do not tell.
   bool (*owns)(std::string_view name) = nullptr;
 };
 
 // In the order in which a folder is asked for its kind.
 std::span<const Kind> Kinds();
+
+// How files of a class that holds a text model beside others call what begins with "model." in it.
+constexpr std::string_view kTextPrefix = "model.language_model.";
 
 // What messages and plans call a tensor: with its prefix, and the rank where there are several ("rank3/x").
 std::string FullName(std::string_view prefix, size_t ranks, uint32_t rank, const std::string& name);

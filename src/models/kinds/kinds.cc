@@ -149,7 +149,10 @@ std::span<const Kind> Kinds() {
 }
 
 std::string FullName(std::string_view prefix, size_t ranks, uint32_t rank, const std::string& name) {
+  constexpr std::string_view kModel = "model.";
   std::string full = std::string(prefix) + name;
+  if (prefix == kTextPrefix)  // it stands where the name's own "model." does, and before no other
+    full = name.starts_with(kModel) ? std::string(prefix) + name.substr(kModel.size()) : name;
   return ranks > 1 ? fmt::format("rank{}/{}", rank, full) : full;
 }
 

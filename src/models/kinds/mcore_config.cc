@@ -184,6 +184,13 @@ Model ModelFromMcoreConfig(const Json& config, const std::string& path, const Mc
   return model;
 }
 
+Json FamilyToTell(const Model& model, const Json& config) {
+  HyperParameters read_back;
+  const ConfigReader reader(config, "");
+  const bool other = IsTakenForAnother(model, reader, TraitsOf(reader, read_back), MegatronDialectOf::kMcore);
+  return other ? Json(model.family->name) : Json();
+}
+
 bool HasLlama3Rope(const Model& model) {
   const Json& scaling = model.hyper.rope_scaling;
   return !scaling.is_null() && scaling["rope_type"] == "llama3";

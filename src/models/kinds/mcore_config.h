@@ -27,6 +27,10 @@ Model ModelFromMcoreConfig(const Json& config, const std::string& path, const Mc
 // dtype. Errors: kUnsupported for what has no place, named.
 Json McoreConfigOf(const Model& model, const McoreDialect& dialect);
 
+// The name of the model's family where a reader of `config`, complete and with functions as texts, would take another;
+// else null. It belongs under kFamilyKey.
+Json FamilyToTell(const Model& model, const Json& config);
+
 // A function, class or constant that YAML has as {_target_: its dotted name, _call_: false} becomes that name.
 void ReplaceMcoreNames(Json& config);
 

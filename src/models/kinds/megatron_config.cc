@@ -44,6 +44,7 @@ MegatronConfig ReadRunConfig(Io& io, std::string path, const OpenOptions& option
   if (!run.is_object() || !run.contains("model") || !run["model"].is_object())
     throw Error(Code::kCorrupt, "no mapping 'model', expected one").At("reading", read.path);
   read.config = Flat(run["model"]);
+  if (run.contains(kFamilyKey)) read.config[kFamilyKey] = run[kFamilyKey];
   if (auto target = read.config.find("_target_"); target != read.config.end() && target->is_string())
     read.family = FamilyOfBridge(target->get<std::string>());
   ReplaceMcoreNames(read.config);
@@ -282,13 +283,20 @@ std::string CommonPickle(const Model& model, const Json& config, const MegatronC
 
 Json NameInYaml(std::string name) { return {{"_target_", std::move(name)}, {"_call_", false}}; }
 
-std::string RunConfigText(const Model& model, Json config, const MegatronConfigOptions& options) {
+// With the keys by which every reader, ours too, tells the function that a model computes.
+Json CompleteConfig(const Model& model, Json config) {
+  config["normalization"] = "RMSNorm";
+  config["activation_func"] = ActivationOf(*model.family).mcore;
+  config["gated_linear_unit"] = true;
+  config["position_embedding_type"] = "rope";
+  return config;
+}
+
+std::string RunConfigText(const Model& model, const Json& config, const Json& family,
+                          const MegatronConfigOptions& options) {
   Json provider = {{"_target_", model.family->megatron.bridge}};
-  provider.update(config);
-  provider["normalization"] = "RMSNorm";
-  provider["activation_func"] = NameInYaml(std::string(ActivationOf(*model.family).mcore));
-  provider["gated_linear_unit"] = true;
-  provider["position_embedding_type"] = "rope";
+  provider.update(CompleteConfig(model, config));
+  provider["activation_func"] = NameInYaml(provider["activation_func"]);
   provider["attention_dropout"] = 0.0;
   provider["hidden_dropout"] = 0.0;
   provider["should_pad_vocab"] = false;
@@ -299,14 +307,16 @@ std::string RunConfigText(const Model& model, Json config, const MegatronConfigO
   Json tokenizer = {{"_target_", "megatron.bridge.training.tokenizers.config.TokenizerConfig"},
                     {"tokenizer_type", "HuggingFaceTokenizer"}};
   tokenizer["tokenizer_model"] = options.tokenizer.empty() ? Json() : Json(options.tokenizer);
-  return EmitYaml({{"model", provider},
-                   {"tokenizer", tokenizer},
-                   {"checkpoint",
-                    {{"_target_", "megatron.bridge.training.config.CheckpointConfig"},
-                     {"ckpt_format", "torch_dist"},
-                     {"save_optim", false},
-                     {"save_rng", false},
-                     {"fully_parallel_save", false}}}});
+  Json run = {{"model", provider},
+              {"tokenizer", tokenizer},
+              {"checkpoint",
+               {{"_target_", "megatron.bridge.training.config.CheckpointConfig"},
+                {"ckpt_format", "torch_dist"},
+                {"save_optim", false},
+                {"save_rng", false},
+                {"fully_parallel_save", false}}}};
+  if (!family.is_null()) run[kFamilyKey] = family;
+  return EmitYaml(run);
 }
 
 }  // namespace
@@ -334,7 +344,12 @@ MegatronConfigTexts MegatronConfigOf(const Model& model, const MegatronConfigOpt
     config["rope_scaling_factor"] = scaling["factor"];
   }
   SetMcorePrecision(options.dtype, config);
-  return {RunConfigText(model, config, options), CommonPickle(model, config, options)};
+  // Classes of a family's own tell it.
+  const bool told = FamilyOfBridge(std::string(model.family->megatron.bridge)) != nullptr;
+  const Json family = told ? Json() : FamilyToTell(model, CompleteConfig(model, config));
+  std::string run_config = RunConfigText(model, config, family, options);
+  if (!family.is_null()) config[kFamilyKey] = family;
+  return {std::move(run_config), CommonPickle(model, config, options)};
 }
 
 }  // namespace reshard

@@ -138,15 +138,12 @@ std::vector<Rank> RanksOf(const Model& model, const Checkpoint& source, const Ta
   const bool zero_centred =
       from_nemo ? *source.ranks[0].zero_centred : WritesZeroCentred(*model.family, MegatronDialectOf::kNemo);
   if (options.weights != kRanks) return {NewDistRank(model, vocab_rows, stores_head, zero_centred)};
-  if (model.sizes['E'])
-    throw Error(Code::kUnsupported,
-                fmt::format("{} has experts, expected a dense model for files of ranks; give --nemo_weights=torch_dist",
-                            model.family->name))
-        .At("reading", source.config_path);
   // The last of several stages has the tied table, too.
-  return RanksOfGrid(model, {options.tp, options.pp},
-                     {RowsOfRanks(model, source, vocab_rows, options.tp), stores_head || options.pp > 1, zero_centred},
-                     source.config_path);
+  const RankTables tables{RowsOfRanks(model, source, vocab_rows, options.tp), stores_head || options.pp > 1,
+                          zero_centred};
+  std::vector<Rank> ranks = RanksOfGrid(model, {options.tp, options.pp}, tables, source.config_path);
+  for (Rank& rank : ranks) rank.by_module = true;
+  return ranks;
 }
 
 // -- writing ----------------------------------------------------------------------------------------------------------

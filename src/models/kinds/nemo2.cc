@@ -155,6 +155,7 @@ const Kind kNemo2 = {
     .lay_out = LayOut,
     .weights = kFormats,
     .markers = kMarkers,
+    .knows = [](const Family& family) { return !family.megatron.config.empty(); },
 };
 
 }  // namespace reshard

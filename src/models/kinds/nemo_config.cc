@@ -269,6 +269,8 @@ const Family& NemoFamilyOf(const ConfigReader& reader, const NemoTraits& traits,
   }
   std::vector<const Family*> families = {Families().begin(), Families().end()};
   if (likely) families.insert(families.begin(), likely);
+  const std::string said = reader.String(kFamilyKey, "");
+  std::stable_partition(families.begin(), families.end(), [&](const Family* family) { return family->name == said; });
   Misfit nearest;
   for (const Family* family : families) {
     if (!hints.model_type.empty() && family->group != hints.model_type && family->name != hints.model_type) continue;
@@ -281,6 +283,15 @@ const Family& NemoFamilyOf(const ConfigReader& reader, const NemoTraits& traits,
               fmt::format("it has {}, expected what a {} family has; give --hf_model_name or another --model_type",
                           nearest.what, hints.model_type.empty() ? "known" : hints.model_type))
       .At("reading", reader.path());
+}
+
+bool IsTakenForAnother(const Model& model, const ConfigReader& reader, const NemoTraits& traits,
+                       MegatronDialectOf dialect) {
+  const auto families = Families();
+  const auto first = std::find_if(families.begin(), families.end(), [&](const Family* family) {
+    return MisfitOf(*family, reader, traits, dialect).what.empty();
+  });
+  return first != families.end() && *first != model.family;
 }
 
 void ReadRotation(const ConfigReader& reader, std::string_view percent, HyperParameters& hyper, NemoTraits& traits) {
@@ -329,11 +340,12 @@ Json WindowOf(const ConfigReader& reader, bool* counts_itself) {
   if (counts_itself) *counts_itself = window.is_number();
   if (window.is_null()) return nullptr;
   if (window.is_number()) return reader.Size("window_size", 0);
-  auto is_end = [](const Json& end) { return end.is_null() || end == -1 || end.is_number_unsigned(); };
+  auto is_count = [](const Json& end) { return end.is_number_integer() && end >= 0; };
+  auto is_end = [&](const Json& end) { return end.is_null() || end == -1 || is_count(end); };
   if (!window.is_array() || window.size() != 2 || !is_end(window[0]) || !is_end(window[1]))
     throw Error(Code::kCorrupt, fmt::format("'window_size' is {}, expected a number, or two", window.dump()))
         .At("reading", reader.path());
-  if (!window[0].is_number_unsigned()) return nullptr;
+  if (!is_count(window[0])) return nullptr;
   if (window[1] != 0)
     throw Error(Code::kUnsupported, fmt::format("window_size {}, expected no tokens after the present one, [{}, 0]",
                                                 window.dump(), window[0].dump()))
@@ -444,6 +456,10 @@ std::string NemoConfigText(const Model& model, const NemoConfigOptions& options)
   if (model.Has("qk_norm")) config["qk_layernorm"] = true;
   // The layers' modules: those that heed norms of q and k and plans of layers.
   if ((model.Has("qk_norm") || !model.IsUniform()) && !config.contains("name")) config["name"] = "decoder_block_gpt";
+  HyperParameters read_back;
+  const ConfigReader reader(config, "model_config.yaml");
+  if (IsTakenForAnother(model, reader, TraitsOf(reader, read_back), MegatronDialectOf::kNemo))
+    config[kFamilyKey] = model.family->name;
   config[std::string(kDistFormat)] = options.dist_format;
   config["tensor_model_parallel_size"] = options.tp;
   config["pipeline_model_parallel_size"] = options.pp;

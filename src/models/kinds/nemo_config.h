@@ -74,10 +74,17 @@ struct NemoTraits {
   bool window = false, local_rope = false, partial_rotation = false, rope_interleaved = false;
 };
 
-// The family that has exactly these traits and keys: that of the template, else `likely` (null: none), else the first.
+// The family that has exactly these traits and keys: that of the template, else the one that kFamilyKey says, else
+// `likely` (null: none), else the first.
 // Errors: kMismatch where there is none.
 const Family& NemoFamilyOf(const ConfigReader& reader, const NemoTraits& traits, MegatronDialectOf dialect,
                            const Family* likely, const NemoHints& hints);
+
+// Says in a config, under a key that Megatron does not know, of which family it is, where readers would take it for
+// another that computes the same.
+constexpr const char* kFamilyKey = "hf_model_type";
+bool IsTakenForAnother(const Model& model, const ConfigReader& reader, const NemoTraits& traits,
+                       MegatronDialectOf dialect);
 
 // What the rotation's settings say in both dialects, but for its scaling: rotary_base, which is a list of two where
 // layers with a window have one of their own, and the share of a head under the key `percent`.

@@ -101,12 +101,27 @@ void ReadRank(Io& io, const std::string& relative, uint32_t rank, const OpenOpti
 
 // -- writing ----------------------------------------------------------------------------------------------------------
 
+std::string WithExpert(std::string_view module, uint64_t expert) {
+  constexpr std::string_view kMark = "{E}";
+  std::string name(module);
+  const size_t at = name.find(kMark);
+  return at == name.npos ? name : name.replace(at, kMark.size(), std::to_string(expert));
+}
+
 std::vector<std::string> ObjectNames(std::string_view prefix, const Model& model, const Rank& rank) {
   std::vector<std::string> names;
-  for (uint64_t layer = 0; layer < rank.layers.size(); ++layer)
-    for (const Block* block : model.family->blocks)
-      for (const NemoObject& object : block->nemo_objects)
-        names.push_back(fmt::format("{}decoder.layers.{}.{}._extra_state", prefix, layer, object.module));
+  for (uint64_t layer = 0; layer < rank.layers.size(); ++layer) {
+    const LayerKind kind = model.layers[rank.layers.begin + layer];
+    for (const Block* block : model.family->blocks) {
+      if (!(block->on & static_cast<LayerKinds>(kind))) continue;
+      for (const NemoObject& object : block->nemo_objects) {
+        const uint64_t copies = object.scope == Scope::kExpert ? rank.experts.size() : 1;
+        for (uint64_t i = 0; i < copies; ++i)
+          names.push_back(fmt::format("{}decoder.layers.{}.{}._extra_state", prefix, layer,
+                                      object.by_module.empty() ? object.module : WithExpert(object.by_module, i)));
+      }
+    }
+  }
   return names;
 }
 

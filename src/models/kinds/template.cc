@@ -64,7 +64,8 @@ void CheckTemplate(const Model& model, const Model& known, const std::vector<std
   compare("sliding_window", ours.sliding_window, theirs.sliding_window);
   if (!is_unsaid("sliding_window")) compare("what differs between layers", ours.layered, theirs.layered);
   for (const ConfigKey& key : model.family->keys)
-    if (!key.size) compare(std::string(key.hf), ours.more.value(key.hf, Json()), theirs.more.value(key.hf, Json()));
+    if (!key.size && !key.of_training)
+      compare(std::string(key.hf), ours.more.value(key.hf, Json()), theirs.more.value(key.hf, Json()));
   // A head of its own may be that of a tied model, stored twice: then reading compares the two.
   if (model.tied) compare("tie_word_embeddings", true, known.tied);
   if (problems.empty()) return;

@@ -102,6 +102,7 @@ class TrtllmReader {
     checkpoint_.model.hyper.sliding_window = known.hyper.sliding_window;
     checkpoint_.model.hyper.layered = known.hyper.layered;
     checkpoint_.model.hyper.initializer_range = known.hyper.initializer_range;
+    checkpoint_.model.hyper.more = known.hyper.more;
   }
 
   // A writer may have padded its tables before TensorRT-LLM does, and count that in the config's vocab_size: then only
@@ -395,6 +396,18 @@ std::optional<std::string> Refuses(const QuantisedWeights& weights, const Target
   return "leave --use_weight_only and --weight_only_precision out, and they are carried over as they are";
 }
 
+void RefuseQuantisedExperts(const Model& model, const TrtllmOptions& cut, const std::string& path) {
+  using Quantisation = TrtllmOptions::Quantisation;
+  const bool weight_only = cut.quantisation == Quantisation::kInt8 || cut.quantisation == Quantisation::kInt4;
+  if (!model.sizes['E'] || cut.quantisation == Quantisation::kNone || (weight_only && !cut.sm)) return;
+  throw Error(
+      Code::kUnsupported,
+      fmt::format("{} has experts, expected a dense model to quantise; leave --sm out with --use_weight_only, and "
+                  "trtllm-build quantises them",
+                  model.family->class_name))
+      .At("reading", path);
+}
+
 // What the source's own quantisation decides.
 void Settle(const Checkpoint& source, TargetOptions& options) {
   TrtllmOptions& cut = options.trtllm;
@@ -431,6 +444,8 @@ LaidOut LayOut(Io&, const Checkpoint& source, const Model& model, const TargetOp
     throw Error(Code::kMismatch, source.vocabulary_doubt).At("reading", source.config_path);
   TargetOptions settled = options;
   Settle(source, settled);
+  SettleExperts(settled.trtllm, source.config_path);
+  RefuseQuantisedExperts(model, settled.trtllm, source.config_path);
   std::string config =
       TrtllmConfigText(model, settled.trtllm, source.quantised, *options.dtype, RopeOrder(source), source.config_path);
   LaidOut out;
@@ -460,6 +475,7 @@ const Kind kTrtllm = {
     .refuses = Refuses,
     .one_dtype = true,
     .markers = kMarkers,
+    .knows = [](const Family& family) { return family.trtllm_config != TrtllmConfig::kNone; },
     .owns = Owns,
 };
 

@@ -30,7 +30,6 @@ constexpr KeyPair kKeys[] = {
     {"norm_epsilon", "rms_norm_eps"},
     {"rotary_base", "rope_theta"},
     {"rotary_scaling", "rope_scaling"},
-    {"hidden_act", "hidden_act"},
     {"attn_bias", "attention_bias"},
     {"mlp_bias", "mlp_bias"},
     {"tie_word_embeddings", "tie_word_embeddings"},
@@ -58,9 +57,17 @@ constexpr FixedKey kFixed[] = {
     {"", "fc_after_embed", "false"},
     {"", "use_input_layernorm_in_first_layer", "true"},
     {"", "use_last_layernorm", "true"},
-    {"", "moe_num_experts", "0"},
-    {"moe", "num_experts", "0"},
 };
+
+// Where a config says what it does of experts: in `moe`, or at the top as NeMo's exporter does.
+struct MoeKey {
+  const char *key, *at_top;
+};
+constexpr MoeKey kExperts = {"num_experts", "moe_num_experts"}, kTopK = {"top_k", "moe_top_k"},
+                 kNormalisation = {"normalization_mode", "moe_normalization_mode"};
+
+// How it calls the activation of a gated expert.
+constexpr const char* kGatedSilu = "swiglu";
 
 Error At(const std::string& path, Code code, std::string message) {
   Error error(code, std::move(message));
@@ -90,6 +97,36 @@ void RefuseOtherModels(const Json& config, const std::string& path) {
   }
 }
 
+const Json& MoeValue(const Json& config, const MoeKey& key, const std::string& path) {
+  const Json& moe = ObjectIn(config, "moe", path);
+  return ConfigReader(moe.contains(key.key) ? moe : config, path).At(moe.contains(key.key) ? key.key : key.at_top);
+}
+
+// The value that a config has by the family's renormalisation: Qwen's class never does it.
+Json Normalisation(const Family& family) { return family.trtllm_config == TrtllmConfig::kQwen ? Json(0) : Json(1); }
+
+// What a config says of experts, by the names of config.json.
+void TranslateExperts(const Json& config, const std::string& path, Json& translated) {
+  const Json experts = MoeValue(config, kExperts, path);
+  if (experts.is_null() || experts == 0) return;
+  translated["num_local_experts"] = translated["num_experts"] = experts;
+  translated["num_experts_per_tok"] = MoeValue(config, kTopK, path);
+  for (auto [trtllm, hf] : {std::pair{"moe_intermediate_size", "moe_intermediate_size"},
+                            std::pair{"moe_shared_expert_intermediate_size", "shared_expert_intermediate_size"}})
+    if (config.contains(trtllm)) translated[hf] = config[trtllm];
+}
+
+void CheckExperts(const Json& config, const std::string& path, const Model& model) {
+  const Json &experts = MoeValue(config, kExperts, path), &mode = MoeValue(config, kNormalisation, path);
+  if (!model.sizes['E'] && !experts.is_null() && experts != 0)
+    throw At(path, Code::kUnsupported,
+             fmt::format("{} has {} experts, expected none", model.family->class_name, experts.dump()));
+  if (model.sizes['E'] && mode != Normalisation(*model.family))
+    throw At(path, Code::kUnsupported,
+             fmt::format("'normalization_mode' is {}, expected {} for {}", mode.dump(),
+                         Normalisation(*model.family).dump(), model.family->class_name));
+}
+
 // Under the names that the config has for them.
 void CheckKeys(const Json& config, const std::string& path) {
   const ConfigReader reader(config, path);
@@ -117,13 +154,20 @@ const Json& MappingOf(const Json& config, const std::string& path) {
 }
 
 void RefuseModel(const Model& model, const std::string& path) {
+  auto refuse = [&](const std::string& what) { throw At(path, Code::kUnsupported, what); };
   if (model.family->trtllm_config == TrtllmConfig::kNone)
-    throw At(path, Code::kUnsupported,
-             fmt::format("TensorRT-LLM 0.12 to 0.15 has no class for {} ({}), expected Llama, Mistral or Qwen2",
-                         model.family->class_name, model.family->name));
-  if (model.Has("mlp_bias"))
-    throw At(path, Code::kUnsupported,
-             "the MLP has biases (mlp_bias), expected none: TensorRT-LLM has no place for them");
+    refuse(
+        fmt::format("{} ({}) has no place in a TensorRT-LLM checkpoint here, expected Llama, Mistral, Mixtral, "
+                    "Qwen2 or Qwen2-MoE",
+                    model.family->class_name, model.family->name));
+  if (model.Has("mlp_bias")) refuse("the MLP has biases (mlp_bias), expected none: TensorRT-LLM has no place for them");
+  if (model.family->trtllm_config == TrtllmConfig::kQwen && !model.Has("qkv_bias"))
+    refuse(fmt::format("qkv_bias is false, expected true: TensorRT-LLM's {} always has these biases",
+                       model.family->class_name));
+  if (!model.IsUniform()) refuse("some layers have experts and some have none, expected experts in all of them");
+  if (const Json renormalised = model.hyper.more.value("norm_topk_prob", Json(false)); renormalised == true)
+    refuse(fmt::format("norm_topk_prob is true, expected false: TensorRT-LLM's {} does not renormalise",
+                       model.family->class_name));
 }
 
 // -- writing ----------------------------------------------------------------------------------------------------------
@@ -162,14 +206,16 @@ void RefuseScaling(const Json& scaling, unsigned version, const std::string& pat
                        version, type == "yarn" ? "; --trtllm_version=0.15 knows it" : ""));
 }
 
-Json Moe(TrtllmConfig base, unsigned version) {
-  Json moe = {{"num_experts", 0}};
+Json Moe(const Model& model, unsigned version) {
+  const uint64_t experts = model.sizes['E'];
+  const bool none = !experts && model.family->trtllm_config == TrtllmConfig::kLlama;
+  Json moe = {{"num_experts", experts}};
   if (version >= 14) {
     moe["moe_intermediate_size"] = 0;
     moe["num_shared_experts"] = 0;
   }
-  moe["top_k"] = 0;
-  moe["normalization_mode"] = base == TrtllmConfig::kQwen ? Json(0) : Json(nullptr);
+  moe["top_k"] = experts ? model.hyper.more.value("num_experts_per_tok", Json(0)) : Json(0);
+  moe["normalization_mode"] = none ? Json(nullptr) : Normalisation(*model.family);
   if (version >= 13) moe["sparse_mixer_epsilon"] = 0.01;
   moe["tp_mode"] = 0;
   if (version >= 15) {
@@ -186,8 +232,8 @@ Json Mapping(const TrtllmOptions& options) {
           {"cp_size", 1},
           {"tp_size", options.tp},
           {"pp_size", options.pp},
-          {"moe_tp_size", options.tp},
-          {"moe_ep_size", 1}};
+          {"moe_tp_size", options.moe_tp},
+          {"moe_ep_size", options.moe_ep}};
 }
 
 Json Algorithm(Quantisation quantisation) {
@@ -231,7 +277,7 @@ Json OwnKeys(const Model& model, const TrtllmOptions& options, Json rotary_scali
   if (!qwen) json["residual_mlp"] = false;
   json["disable_weight_only_quant_plugin"] = !options.weight_only_plugin;
   if (qwen && options.version >= 15) json["num_labels"] = 1;
-  json["moe"] = Moe(base, options.version);
+  json["moe"] = Moe(model, options.version);
   if (qwen) return json;
   json["remove_duplicated_kv_heads"] = options.remove_duplicated_kv_heads;
   if (options.version >= 15) {
@@ -252,7 +298,7 @@ void AddCommonKeys(const Model& model, const TrtllmOptions& options, const Quant
   json["hidden_size"] = sizes['H'];
   json["num_hidden_layers"] = sizes['L'];
   json["num_attention_heads"] = sizes['A'];
-  json["hidden_act"] = model.hyper.hidden_act;
+  json["hidden_act"] = sizes['E'] ? Json(kGatedSilu) : Json(model.hyper.hidden_act);
   json["logits_dtype"] = "float32";
   json["norm_epsilon"] = model.hyper.rms_norm_eps;
   if (options.version >= 15) json["runtime_defaults"] = nullptr;
@@ -283,7 +329,11 @@ Model ModelFromTrtllmConfig(const Json& config, const std::string& path) {
   Json translated = {{"architectures", {architecture}}, {"sliding_window", nullptr}};
   for (const KeyPair& row : kKeys)
     if (config.contains(row.trtllm)) translated[row.hf] = config[row.trtllm];
-  return ModelFromHfConfig(translated, path);
+  if (const std::string act = reader.String("hidden_act", "silu"); act != kGatedSilu) translated["hidden_act"] = act;
+  TranslateExperts(config, path, translated);
+  Model model = ModelFromHfConfig(translated, path);
+  CheckExperts(config, path, model);
+  return model;
 }
 
 TrtllmOptions CutOfTrtllmConfig(const Json& config, const std::string& path) {
@@ -291,6 +341,9 @@ TrtllmOptions CutOfTrtllmConfig(const Json& config, const std::string& path) {
   TrtllmOptions cut;
   cut.tp = mapping.Size("tp_size", 1);
   cut.pp = mapping.Size("pp_size", 1);
+  auto given = [&](const char* key) { return mapping.At(key) == -1 ? 0 : mapping.Size(key, 1); };
+  if (!mapping.At("moe_tp_size").is_null()) cut.moe_tp = given("moe_tp_size");
+  if (!mapping.At("moe_ep_size").is_null()) cut.moe_ep = given("moe_ep_size");
   const uint64_t world = mapping.Size("world_size", cut.tp * cut.pp), context = mapping.Size("cp_size", 1);
   if (context != 1)
     throw At(path, Code::kUnsupported, fmt::format("cp_size is {}, expected 1: no context parallelism", context));
@@ -335,18 +388,34 @@ void KeepDeferred(const Json& config, const std::string& path, TrtllmOptions& op
   options.fp8_kv_cache = true;
 }
 
-std::vector<Rank> TrtllmRanks(const Model& model, uint64_t vocab_rows, const TrtllmOptions& options,
+void SettleExperts(TrtllmOptions& options, const std::string& path) {
+  uint64_t &tp = options.moe_tp, &ep = options.moe_ep;
+  if (!ep) ep = tp && options.tp % tp == 0 ? options.tp / tp : 1;
+  if (!tp) tp = options.tp % ep == 0 ? options.tp / ep : 1;
+  if (tp * ep != options.tp)
+    throw At(path, Code::kMismatch,
+             fmt::format("moe_tp_size {} by moe_ep_size {}, expected a product of {}, the tensor ranks", tp, ep,
+                         options.tp));
+}
+
+std::vector<Rank> TrtllmRanks(const Model& model, uint64_t vocab_rows, const TrtllmOptions& cut,
                               const std::string& path, std::string_view remedy) {
   RefuseModel(model, path);
   const uint64_t layers = model.sizes['L'];
+  TrtllmOptions options = cut;
+  SettleExperts(options, path);
   std::vector<std::string> problems;
   std::vector<Rank> ranks;
   if (layers % options.pp != 0) problems.push_back(fmt::format("{} layers by {} stages", layers, options.pp));
+  if (model.sizes['E'] % options.moe_ep != 0)
+    problems.push_back(fmt::format("{} experts by {} parts (moe_ep_size)", model.sizes['E'], options.moe_ep));
   for (uint64_t stage = 0; stage < options.pp; ++stage) {
     for (uint64_t shard = 0; shard < options.tp; ++shard) {
       Rank rank;
       rank.layers = {stage * layers / options.pp, (stage + 1) * layers / options.pp};
-      rank.experts = {0, model.sizes['E']};
+      const uint64_t experts = model.sizes['E'] / options.moe_ep, part = shard % options.moe_ep;
+      rank.experts = {part * experts, (part + 1) * experts};
+      rank.expert_tensor = {shard / options.moe_ep, options.moe_tp};
       rank.vocab_rows = vocab_rows;
       rank.stores_head = !options.share_embedding;
       rank.tensor = {shard, options.tp};
@@ -372,8 +441,8 @@ std::string TrtllmConfigText(const Model& model, const TrtllmOptions& options, c
   AddCommonKeys(model, options, source, dtype, json);
   if (model.family->trtllm_config == TrtllmConfig::kQwen) {
     json["qwen_type"] = model.family->name;
-    json["moe_intermediate_size"] = 0;
-    json["moe_shared_expert_intermediate_size"] = 0;
+    json["moe_intermediate_size"] = model.sizes['M'];
+    json["moe_shared_expert_intermediate_size"] = model.sizes['S'];
     if (options.version >= 15) json["tie_word_embeddings"] = model.tied;
   }
   return PythonJson(json, false, 4);

@@ -27,10 +27,13 @@ void KeepDeferred(const Json& config, const std::string& path, TrtllmOptions& op
 std::string TrtllmConfigText(const Model& model, const TrtllmOptions& options, const QuantisedWeights& source,
                              Dtype dtype, const Json& hf_config, const std::string& path);
 
+// Fills in what of moe_tp and moe_ep is 0. Errors: kMismatch where they do not make the tensor ranks.
+void SettleExperts(TrtllmOptions& options, const std::string& path);
+
 // Ranks of a checkpoint that is cut so, tensor ranks fastest; `vocab_rows` as Rank has them. Errors: kUnsupported (a
 // family or biases that TensorRT-LLM does not have), kMismatch (what does not divide; the message
 // ends with `remedy`).
-std::vector<Rank> TrtllmRanks(const Model& model, uint64_t vocab_rows, const TrtllmOptions& options,
+std::vector<Rank> TrtllmRanks(const Model& model, uint64_t vocab_rows, const TrtllmOptions& cut,
                               const std::string& path, std::string_view remedy);
 
 }  // namespace reshard
