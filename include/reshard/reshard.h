@@ -43,7 +43,7 @@ struct RunOptions {
 
 // What a caller knows of a checkpoint that its files may not say.
 struct SourceHints {
-  std::string model_type;     // "llama", "qwen", or empty
+  std::string model_type;     // a family, a group of them ("llama", "qwen"), or empty
   std::string hf_model_name;  // the template of what is no HuggingFace folder: a folder, or a name in the hub cache
   std::optional<uint64_t> vocab_size;  // rows of the vocabulary without its padding
 };
@@ -69,7 +69,7 @@ struct TrtllmTarget {
 struct ConvertOptions {
   std::string input, output;  // folders
   std::string from, to;       // kinds: "hf", "nemo", "nemo2", "megatron", "trtllm"; `from` may be empty
-  std::string model_type;     // "llama", "qwen", or empty
+  std::string model_type;     // a family, a group of them ("llama", "qwen"), or empty
   std::string hf_model_name;  // a folder, or a name on the hub: template of what NeMo cannot say, and tokenizer
   // The format of the target's weights, where its kind has several: of hf "safetensors", "bin" or "dcp", of nemo
   // "zarr", "torch_dist" or "ranks", of nemo2 and megatron "torch_dist" or "zarr"; empty: the first.

@@ -64,6 +64,14 @@ std::string GroupsOf(const Encoded& encoded) {
   return encoded.group ? fmt::format(", in groups of {} columns", encoded.group) : "";
 }
 
+// The kinds that have a place for models of the family.
+std::vector<std::string_view> KindsOf(const Family& family) {
+  std::vector<std::string_view> kinds;
+  for (const Kind& kind : Kinds())
+    if (!kind.knows || kind.knows(family)) kinds.push_back(kind.name);
+  return kinds;
+}
+
 }  // namespace
 
 const char* Version() { return RESHARD_VERSION; }
@@ -103,7 +111,9 @@ InspectReport Inspect(const std::string& path, const SourceHints& hints, const R
 std::vector<TableRow> FamilyTable() {
   std::vector<TableRow> rows;
   for (const Family* family : Families())
-    rows.push_back({std::string(family->name), std::string(family->class_name), {std::string(family->group)}});
+    rows.push_back({std::string(family->name),
+                    fmt::format("{}: {}", family->class_name, fmt::join(KindsOf(*family), ", ")),
+                    {std::string(family->group)}});
   return rows;
 }
 
@@ -114,20 +124,15 @@ std::vector<TableRow> FormatTable() {
   return rows;
 }
 
-// The kinds that have a place for models of the family.
-static Json KindsOf(const Family& family) {
-  Json kinds = Json::array();
-  for (const Kind& kind : Kinds())
-    if (!kind.knows || kind.knows(family)) kinds.push_back(kind.name);
-  return kinds;
-}
-
 std::string FamiliesJson() {
   Json all = Json::array();
   for (const Family* family : Families()) {
     Json json = {{"name", family->name}, {"group", family->group}, {"class", family->class_name}};
     json["model_types"] = Json::array({family->name});
     for (const Wrapper& wrapper : family->wrappers) json["model_types"].push_back(wrapper.model_type);
+    json["classes"] = Json::array({family->class_name});
+    if (!family->other_class.empty()) json["classes"].push_back(family->other_class);
+    for (const Wrapper& wrapper : family->wrappers) json["classes"].push_back(wrapper.class_name);
     json["kinds"] = KindsOf(*family);
     json["defaults"] = Json::object();
     for (const ConfigDefault& row : family->defaults) json["defaults"][std::string(row.key)] = Json::parse(row.value);

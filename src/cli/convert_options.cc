@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "cli/option_table.h"
 
 namespace reshard::cli {
@@ -8,6 +10,16 @@ uint64_t ShardSize(const std::string& value) {
   if (value.find_first_of("iI") != value.npos)
     throw Usage("--max_shard_size is '" + value + "', expected a size in KB, MB, GB or TB");
   return ParseSize(value, "--max_shard_size");
+}
+
+std::vector<std::string> GroupsAndFamilies() {
+  const std::vector<TableRow> families = FamilyTable();
+  std::vector<std::string> names;
+  for (const TableRow& row : families)
+    if (std::find(names.begin(), names.end(), row.details[0]) == names.end()) names.push_back(row.details[0]);
+  for (const TableRow& row : families)
+    if (std::find(names.begin(), names.end(), row.name) == names.end()) names.push_back(row.name);
+  return names;
 }
 
 }  // namespace
@@ -24,10 +36,8 @@ std::vector<OptionRow> ConvertRows() {
       {"--convert_to,--to", "KIND", kConvert, "hf, nemo, nemo2, megatron or trtllm",
        [](Options& o, const std::string& v) { o.convert.to = v; }},
       {"--model_type", "GROUP", kConvert | kInspect | kVerify,
-       "llama (Llama, Mistral) or qwen (Qwen 2, 3); by default as\nthe files say",
-       [](Options& o, const std::string& v) {
-         o.convert.model_type = OneOf("--model_type", v, {"llama", "qwen"});
-       }},
+       "a family, or a group of them such as llama or qwen\n(`reshard families`); by default as the files say",
+       [](Options& o, const std::string& v) { o.convert.model_type = OneOf("--model_type", v, GroupsAndFamilies()); }},
       {"--hf_model_name", "NAME", kConvert | kInspect | kVerify,
        "a folder or a hub name: the tokenizer of a NeMo or Megatron\ntarget, the config and tokenizer that a source of "
        "another\nkind than hf came from",

@@ -226,14 +226,22 @@ int RunVerify(Options& options, Log& log) {
   return report.equal ? 0 : kDiffers;
 }
 
-int PrintTable(const std::vector<TableRow>& rows, const char* heading, const Options& options, const Json& json) {
+// Columns as wide as their longest word.
+int PrintTable(TableRow heading, std::vector<TableRow> rows, const Options& options, const Json& json) {
   if (options.json) {
     Print(Dump(json));
     return 0;
   }
+  rows.insert(rows.begin(), std::move(heading));
+  size_t name = 0, detail = 0;
+  for (const TableRow& row : rows) {
+    name = std::max(name, row.name.size());
+    detail = std::max(detail, row.details[0].size());
+  }
   std::string text;
-  for (const TableRow& row : rows) text += fmt::format("{:<10} {:<12} {}\n", row.name, row.details[0], row.description);
-  Print(fmt::format("{}\n{}", heading, text));
+  for (const TableRow& row : rows)
+    text += fmt::format("{:<{}}  {:<{}}  {}\n", row.name, name, row.details[0], detail, row.description);
+  Print(text);
   return 0;
 }
 
@@ -257,8 +265,8 @@ int RunCommand(const std::string& command, Options& options, Log& log) {
   if (command == "inspect") return RunInspect(options, log);
   if (command == "verify") return RunVerify(options, log);
   if (command == "families")
-    return PrintTable(FamilyTable(), "family     group        class", options, Json::parse(FamiliesJson()));
-  return PrintTable(FormatTable(), "kind       format       what", options, TableJson(FormatTable()));
+    return PrintTable({"family", "class, kinds", {"group"}}, FamilyTable(), options, Json::parse(FamiliesJson()));
+  return PrintTable({"kind", "what", {"format"}}, FormatTable(), options, TableJson(FormatTable()));
 }
 
 // A task that was stopped is to be run again, by whoever counts them.

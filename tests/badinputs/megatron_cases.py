@@ -150,7 +150,7 @@ def vocabulary_that_contradicts_the_user(folder):
     set_field(folder, "vocab_size", 12)
 
 
-@nemo2(5, "num_moe_experts", "8")
+@nemo2(6, r"mlp\.router\.weight", "missing", r"\b8\b")
 def experts_in_the_context(folder):
     """a context with 8 experts"""
     set_field(folder, "num_moe_experts", 8)

@@ -28,7 +28,7 @@ struct FileCopy {
 struct OpenOptions {
   std::string weights_path;   // where a HuggingFace folder's weights are instead: a safetensors file, or a folder
   uint64_t kv_copies = 1;     // how often the tensors of a HuggingFace folder have each key and value head
-  std::string model_type;     // a group of families ("llama", "qwen"); empty: as the files say
+  std::string model_type;     // a family, or a group of them ("llama", "qwen"); empty: as the files say
   std::string template_path;  // a HuggingFace folder whose config.json is the truth for what other kinds' cannot say
   std::optional<uint64_t> vocab_size;
   uint64_t max_header = 0;                   // bytes of one header, or index, that may be held

@@ -210,10 +210,11 @@ Checkpoint OpenCheckpoint(Io& io, const std::string& path, std::string_view kind
   Checkpoint checkpoint = kind.open(io, path, options);
   checkpoint.kind = kind.name;
   if (checkpoint.format.empty()) checkpoint.format = kind.format;
-  if (!options.model_type.empty() && checkpoint.model.family->group != options.model_type)
+  const Family& family = *checkpoint.model.family;
+  if (!options.model_type.empty() && family.group != options.model_type && family.name != options.model_type)
     throw Error(Code::kMismatch,
-                fmt::format("the model is of the family {}, expected one of the group {} as --model_type says",
-                            checkpoint.model.family->name, options.model_type))
+                fmt::format("the model is of the family {}, expected {}, or one of that group, as --model_type says",
+                            family.name, options.model_type))
         .At("reading", checkpoint.config_path);
   std::sort(checkpoint.tensors.begin(), checkpoint.tensors.end(), Before);
   auto present = [&](const TensorSpec& spec) { return Has(checkpoint, spec.rank, spec.name); };

@@ -229,7 +229,7 @@ Json McoreConfigOf(const Model& model, const McoreDialect& dialect) {
       model, MegatronDialectOf::kMcore, [&](const std::string& what) { NoPlaceIn(dialect, what); }, config);
   const Json& scaling = hyper.rope_scaling;
   if (scaling.is_null() || HasLlama3Rope(model)) return config;
-  if (scaling["rope_type"] != "linear") NoPlaceIn(dialect, fmt::format("rope scaling {}", scaling["rope_type"].dump()));
+  if (scaling["rope_type"] != "linear") NoPlaceIn(dialect, fmt::format("rope scaling {}", ScalingInWords(scaling)));
   config[std::string(LinearFactorKey(*model.family))] = scaling["factor"];
   return config;
 }

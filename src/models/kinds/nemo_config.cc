@@ -201,7 +201,7 @@ void SetRope(const Model& model, bool config_only, Json& config) {
   } else if (config_only) {
     config["rope_scaling"] = scaling;
   } else {
-    NoPlace(fmt::format("rope scaling {}", scaling["rope_type"].dump()),
+    NoPlace(fmt::format("rope scaling {}", ScalingInWords(scaling)),
             "--allow_rope=config_only stores it for the way back, and NeMo will ignore it");
   }
 }
@@ -240,6 +240,13 @@ std::string WithNemoScalar(const std::string& text, std::string key, const std::
 }
 
 }  // namespace
+
+std::string ScalingInWords(const Json& scaling) {
+  Json scalars = Json::object();
+  for (const auto& [key, value] : scaling.items())
+    if (!value.is_array()) scalars[key] = value;
+  return scalars.dump();
+}
 
 Json Llama3Scaling(const Json& factor) {
   return {{"factor", factor},

@@ -113,6 +113,9 @@ uint64_t VocabularyOf(const ConfigReader& reader, std::string_view key, const Ne
 // make_vocab_size_divisible_by as the converters choose it: no row of padding.
 uint64_t VocabularyDivisor(uint64_t vocabulary);
 
+// A rope scaling for a message; without what lists it has.
+std::string ScalingInWords(const Json& scaling);
+
 // The llama3 scaling whose constants Megatron-core and NeMo have, with another factor.
 Json Llama3Scaling(const Json& factor);
 

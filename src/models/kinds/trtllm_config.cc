@@ -120,7 +120,7 @@ void CheckExperts(const Json& config, const std::string& path, const Model& mode
   const Json &experts = MoeValue(config, kExperts, path), &mode = MoeValue(config, kNormalisation, path);
   if (!model.sizes['E'] && !experts.is_null() && experts != 0)
     throw At(path, Code::kUnsupported,
-             fmt::format("{} has {} experts, expected none", model.family->class_name, experts.dump()));
+             fmt::format("num_experts is {} for {}, expected 0", experts.dump(), model.family->class_name));
   if (model.sizes['E'] && mode != Normalisation(*model.family))
     throw At(path, Code::kUnsupported,
              fmt::format("'normalization_mode' is {}, expected {} for {}", mode.dump(),
@@ -342,8 +342,10 @@ TrtllmOptions CutOfTrtllmConfig(const Json& config, const std::string& path) {
   cut.tp = mapping.Size("tp_size", 1);
   cut.pp = mapping.Size("pp_size", 1);
   auto given = [&](const char* key) { return mapping.At(key) == -1 ? 0 : mapping.Size(key, 1); };
-  if (!mapping.At("moe_tp_size").is_null()) cut.moe_tp = given("moe_tp_size");
-  if (!mapping.At("moe_ep_size").is_null()) cut.moe_ep = given("moe_ep_size");
+  if (const Json& experts = MoeValue(config, kExperts, path); !experts.is_null() && experts != 0) {
+    if (!mapping.At("moe_tp_size").is_null()) cut.moe_tp = given("moe_tp_size");
+    if (!mapping.At("moe_ep_size").is_null()) cut.moe_ep = given("moe_ep_size");
+  }
   const uint64_t world = mapping.Size("world_size", cut.tp * cut.pp), context = mapping.Size("cp_size", 1);
   if (context != 1)
     throw At(path, Code::kUnsupported, fmt::format("cp_size is {}, expected 1: no context parallelism", context));
