@@ -34,7 +34,7 @@ LLAMA3_ROPE.update(original_max_position_embeddings=8192)
 
 
 def heads(a, g, size=8, **more):
-    return dict(num_attention_heads=a, num_key_value_heads=g, hidden_size=a * size, head_dim=size, **more)
+    return {**dict(num_attention_heads=a, num_key_value_heads=g, hidden_size=a * size, head_dim=size), **more}
 
 
 SHAPES = {
@@ -88,9 +88,13 @@ def config(family, **settings):
     return getattr(transformers, CLASSES[family] + "Config")(**settings)
 
 
+def seed_of(name):
+    return int(hashlib.sha256(name.encode()).hexdigest()[:8], 16)
+
+
 def random_model(c, dtype, seed):
     """A transformers model; what all dtypes share is the seed, not the values."""
-    torch.manual_seed(int(hashlib.sha256(seed.encode()).hexdigest()[:8], 16))
+    torch.manual_seed(seed_of(seed))
     model = model_class(c.model_type)(c)
     for p in model.parameters():
         p.data.normal_(0, 0.2) if p.ndim > 1 else p.data.uniform_(0.5, 1.5)
@@ -186,4 +190,4 @@ def logits(folder):
     with contextlib.redirect_stderr(io.StringIO()):
         model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
     with torch.no_grad():
-        return model(token_ids(model.config.vocab_size)).logits
+        return model(token_ids(model.config.get_text_config().vocab_size)).logits

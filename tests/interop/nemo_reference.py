@@ -131,9 +131,14 @@ def nemo_arrays(c, hf, shared=None, tp=1, rows=None):
     return out
 
 
-def object_files(layers):
-    """The `_extra_state` objects that keep a TransformerEngine of either generation content."""
-    return {f"model.decoder.layers.{x}._extra_state/shard_{l}_{layers}.pt" for x in OBJECTS for l in range(layers)}
+def object_files(layers, experts=None):
+    """The `_extra_state` objects that keep a TransformerEngine of either generation content; all layers have experts or none."""
+    d = "model.decoder.layers."
+    modules = [x for x in OBJECTS if not (experts and x.startswith("mlp."))]
+    found = {f"{d}{x}._extra_state/shard_{l}_{layers}.pt" for x in modules for l in range(layers)}
+    for x, l, e in itertools.product(("fc1", "fc2"), range(layers), range(experts or 0)):
+        found.add(f"{d}mlp.experts.experts.linear_{x}._extra_state/shard_{l}.{e}_{layers}.{experts}.pt")
+    return found
 
 
 def write_weights(folder, arrays, layers):

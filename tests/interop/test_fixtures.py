@@ -62,7 +62,7 @@ def test_hf_gives_the_metadata_and_objects_megatron_asks_for(case, nemo):
     assert (weights / "metadata.json").read_text() == nemo_reference.METADATA
     assert torch.load(weights / "common.pt", weights_only=True) == {}
     objects = {name for name in files(weights) if "_extra_state" in name}
-    assert objects == nemo_reference.object_files(LAYERS[case])
+    assert objects == nemo_reference.object_files(LAYERS[case], FACTS[case]["config"].get("num_local_experts"))
     for name in objects:
         assert torch.load(weights / name, weights_only=True) is None
     assert {name for name in files(weights) if "/" not in name} == {"common.pt", "metadata.json"}

@@ -1,8 +1,8 @@
 """What a TensorRT-LLM checkpoint of a HuggingFace model must hold, written down from the format's definition.
 
 Independent of the program: every rank is cut out of the whole tensors with plain narrow and cat, and config.json is a dict
-in the order of TensorRT-LLM's own classes. `c` is a transformers config of Llama, Mistral or Qwen2; tensors are torch tensors
-by HuggingFace name. `Layout` is how a model is cut; `Quantization` what config.json says the builder shall do.
+in the order of TensorRT-LLM's own classes. `c` is a transformers config of Llama, Mistral, Mixtral, Qwen2 or Qwen2-MoE; tensors
+are torch tensors by HuggingFace name. `Layout` is how a model is cut; `Quantization` what config.json says the builder shall do.
 """
 
 import dataclasses
@@ -22,6 +22,11 @@ class Layout:
     pp: int = 1
     embedding_dim: int = None  # the axis on which the embedding is cut; None: every rank has the whole
     shared: bool = False  # one table serves as embedding and head
+    moe_ep: int = 1  # parts into which the tensor ranks deal out the experts; each expert is cut by the ranks of a part
+
+    @property
+    def moe_tp(self):
+        return self.tp // self.moe_ep
 
     @property
     def ranks(self):
@@ -31,6 +36,8 @@ class Layout:
         words = [f"--tp_size={self.tp}", f"--pp_size={self.pp}"]
         if self.embedding_dim is not None:
             words += ["--use_parallel_embedding", f"--embedding_sharding_dim={self.embedding_dim}"]
+        if self.moe_ep > 1:
+            words += [f"--moe_tp_size={self.moe_tp}", f"--moe_ep_size={self.moe_ep}"]
         return words + (["--use_embedding_sharing"] if self.shared else [])
 
 
@@ -70,6 +77,41 @@ def groups_of_rank(c, t, tp, r):
     return t[group * D : (group + 1) * D]
 
 
+def up_gate(hf, up, gate, parts, i):
+    """Where one matrix holds both, the gate comes second."""
+    return torch.cat([piece(hf[name], 0, parts, i) for name in (up, gate)])
+
+
+def mlp_tensors(c, hf, layout, r, old, new):
+    """What rank r of a stage holds of a layer's MLP."""
+    if c.model_type not in ("mixtral", "qwen2_moe"):
+        return {
+            new + "mlp.fc.weight": piece(hf[old + "mlp.gate_proj.weight"], 0, layout.tp, r),
+            new + "mlp.gate.weight": piece(hf[old + "mlp.up_proj.weight"], 0, layout.tp, r),
+            new + "mlp.proj.weight": piece(hf[old + "mlp.down_proj.weight"], 1, layout.tp, r),
+        }
+    mixtral = c.model_type == "mixtral"
+    block = old + ("block_sparse_moe." if mixtral else "mlp.")
+    gate, up, down = ("w1", "w3", "w2") if mixtral else ("gate_proj", "up_proj", "down_proj")
+    i, part = divmod(r, layout.moe_ep)
+    count, rest = divmod(c.num_local_experts if mixtral else c.num_experts, layout.moe_ep)
+    assert rest == 0
+    fc, proj = [], []
+    for e in range(part * count, (part + 1) * count):
+        expert = f"{block}experts.{e}."
+        fc.append(up_gate(hf, f"{expert}{up}.weight", f"{expert}{gate}.weight", layout.moe_tp, i))
+        proj.append(piece(hf[f"{expert}{down}.weight"], 1, layout.moe_tp, i))
+    out = {new + "mlp.router.weight": hf[block + "gate.weight"]}
+    out.update({new + "mlp.fc.weight": torch.stack(fc), new + "mlp.proj.weight": torch.stack(proj)})
+    if not mixtral:
+        shared = old + "mlp.shared_expert."
+        fc = up_gate(hf, shared + "up_proj.weight", shared + "gate_proj.weight", layout.tp, r)
+        out[new + "shared_expert.fc.weight"] = fc
+        out[new + "shared_expert.proj.weight"] = piece(hf[shared + "down_proj.weight"], 1, layout.tp, r)
+        out[new + "shared_expert_gate.weight"] = hf[old + "mlp.shared_expert_gate.weight"]
+    return out
+
+
 def rank_tensors(c, hf, layout, rank, dtype=None, quantization=Quantization()):
     """Name -> tensor of rank<N>.safetensors."""
     tp, pp = layout.tp, layout.pp
@@ -103,11 +145,9 @@ def rank_tensors(c, hf, layout, rank, dtype=None, quantization=Quantization()):
         out[new + "attention.dense.weight"] = piece(hf[old + "self_attn.o_proj.weight"], 1, tp, r)
         if old + "self_attn.o_proj.bias" in hf:
             out[new + "attention.dense.bias"] = hf[old + "self_attn.o_proj.bias"]
-        out[new + "mlp.fc.weight"] = piece(hf[old + "mlp.gate_proj.weight"], 0, tp, r)
-        out[new + "mlp.gate.weight"] = piece(hf[old + "mlp.up_proj.weight"], 0, tp, r)
-        out[new + "mlp.proj.weight"] = piece(hf[old + "mlp.down_proj.weight"], 1, tp, r)
-    if dtype:
-        out = {name: t.to(dtype) for name, t in out.items()}
+        out.update(mlp_tensors(c, hf, layout, r, old, new))
+    router = {name: t.float() for name, t in out.items() if name.endswith("mlp.router.weight")}
+    out = {name: router[name] if name in router else t.to(dtype) if dtype else t for name, t in out.items()}
     if quantization.cache:
         for n in range(per_stage):
             out[f"transformer.layers.{n}.attention.kv_cache_scaling_factor"] = torch.tensor([1.0])
@@ -125,14 +165,16 @@ def rope(settings):
 
 def config(settings, layout, dtype, version=12, quantization=Quantization()):
     """config.json of TensorRT-LLM 0.<version> as a dict; `settings` is config.json of the HuggingFace folder."""
-    qwen = settings["model_type"] == "qwen2"
+    qwen = settings["model_type"] in ("qwen2", "qwen2_moe")
+    sparse = settings["model_type"] in ("mixtral", "qwen2_moe")
     heads = settings["num_attention_heads"]
     base, scaling = rope(settings)
 
-    moe = {"num_experts": 0}
+    moe = {"num_experts": settings["num_experts" if qwen else "num_local_experts"] if sparse else 0}
     if version >= 14:
         moe.update(moe_intermediate_size=0, num_shared_experts=0)
-    moe.update(top_k=0, normalization_mode=0 if qwen else None)
+    mode = 0 if qwen else 1 if sparse else None
+    moe.update(top_k=settings["num_experts_per_tok"] if sparse else 0, normalization_mode=mode)
     if version >= 13:
         moe.update(sparse_mixer_epsilon=0.01)
     moe.update(tp_mode=0)
@@ -153,13 +195,13 @@ def config(settings, layout, dtype, version=12, quantization=Quantization()):
         cfg.update(fc_after_embed=False, use_input_layernorm_in_first_layer=True, use_last_layernorm=True, layer_idx_offset=0)
     cfg.update(architecture=settings["architectures"][0], dtype=DTYPE_NAMES[dtype], vocab_size=settings["vocab_size"])
     cfg.update(hidden_size=settings["hidden_size"], num_hidden_layers=settings["num_hidden_layers"], num_attention_heads=heads)
-    cfg.update(hidden_act=settings["hidden_act"], logits_dtype="float32", norm_epsilon=settings["rms_norm_eps"])
+    cfg.update(hidden_act="swiglu" if sparse else settings["hidden_act"], logits_dtype="float32", norm_epsilon=settings["rms_norm_eps"])
     if version >= 15:
         cfg.update(runtime_defaults=None)
     cfg.update(position_embedding_type="rope_gpt_neox", max_position_embeddings=settings["max_position_embeddings"])
     cfg.update(num_key_value_heads=settings.get("num_key_value_heads", heads), intermediate_size=settings["intermediate_size"])
     mapping = dict(world_size=layout.tp * layout.pp, gpus_per_node=8, cp_size=1, tp_size=layout.tp, pp_size=layout.pp)
-    mapping.update(moe_tp_size=layout.tp, moe_ep_size=1)
+    mapping.update(moe_tp_size=layout.moe_tp, moe_ep_size=layout.moe_ep)
     quant = dict(quant_algo=quantization.weights, kv_cache_quant_algo=quantization.cache)
     quant.update(group_size=quantization.group_size, smoothquant_val=0.5 if version >= 13 else None, clamp_val=quantization.clamp)
     if version >= 15:
@@ -169,7 +211,9 @@ def config(settings, layout, dtype, version=12, quantization=Quantization()):
     cfg.update(embedding_sharding_dim=layout.embedding_dim or 0, share_embedding_table=layout.shared)
     cfg.update(head_size=settings.get("head_dim") or settings["hidden_size"] // heads, qk_layernorm=False)
     if qwen:
-        cfg.update(qwen_type="qwen2", moe_intermediate_size=0, moe_shared_expert_intermediate_size=0)
+        shared = settings.get("shared_expert_intermediate_size", 0)
+        cfg.update(qwen_type=settings["model_type"], moe_intermediate_size=settings.get("moe_intermediate_size", 0))
+        cfg.update(moe_shared_expert_intermediate_size=shared)
     if qwen and version >= 15:
         cfg.update(tie_word_embeddings=settings["tie_word_embeddings"])
     return cfg
