@@ -54,6 +54,7 @@ from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
+import family_reference
 from nemo_reference import biased, head_dim, rope
 
 VERSION = (package_info.MAJOR, package_info.MINOR)
@@ -120,12 +121,32 @@ class RMSNorm(torch.nn.RMSNorm):
         super().__init__(hidden_size, eps=eps)
 
 
+def mixture(c):
+    """(number of experts, fields of TransformerConfig) of a model with experts."""
+    if not family_reference.experts_of(c):
+        return None, {}
+    experts = getattr(c, family_reference.experts_of(c))
+    moe = dict(num_moe_experts=experts, moe_router_topk=c.num_experts_per_tok, moe_router_load_balancing_type="none")
+    if c.model_type == "mixtral":
+        return experts, moe
+    moe.update(moe_ffn_hidden_size=c.moe_intermediate_size, moe_router_pre_softmax=not c.norm_topk_prob)
+    sparse = family_reference.plan(c)
+    if not all(sparse):
+        moe.update(moe_layer_freq=[int(s) for s in sparse])
+    if c.model_type == "qwen2_moe":
+        moe.update(moe_shared_expert_intermediate_size=c.shared_expert_intermediate_size)
+        moe.update(dict(moe_shared_expert_gate=True) if VERSION >= (0, 16) else {})
+    return experts, moe
+
+
 def build(c, dtype, vocab_size=None, shared=None):
-    """A real GPTModel for transformers config `c` (llama, mistral, qwen2, qwen3, mixtral), local layer spec."""
+    """A real GPTModel for transformers config `c` of a family without norms of its own kind, local layer spec."""
     tp = parallel_state.get_tensor_model_parallel_world_size()
     pp = parallel_state.get_pipeline_model_parallel_world_size()
-    experts = getattr(c, "num_local_experts", None)
-    moe = dict(num_moe_experts=experts, moe_router_topk=c.num_experts_per_tok) if experts else {}
+    experts, moe = mixture(c)
+    sparse = family_reference.plan(c)
+    qkv_bias = c.model_type == "qwen2" or getattr(c, "qkv_bias", False) or (getattr(c, "attention_bias", False) and not biased(c))
+    qk_norm = c.model_type in ("qwen3", "qwen3_moe")
     config = TransformerConfig(
         num_layers=c.num_hidden_layers,
         hidden_size=c.hidden_size,
@@ -138,8 +159,9 @@ def build(c, dtype, vocab_size=None, shared=None):
         gated_linear_unit=True,
         activation_func=torch.nn.functional.silu,
         add_bias_linear=biased(c),
-        add_qkv_bias=c.model_type == "qwen2",
-        qk_layernorm=c.model_type == "qwen3",
+        add_qkv_bias=qkv_bias,
+        qk_layernorm=qk_norm,
+        rotary_interleaved=c.model_type == "ernie4_5",
         hidden_dropout=0.0,
         attention_dropout=0.0,
         use_cpu_initialization=True,
@@ -156,7 +178,7 @@ def build(c, dtype, vocab_size=None, shared=None):
         attention_softmax_in_fp32=True,
         **moe,
     )
-    args = dict(num_experts=experts, qk_layernorm=c.model_type == "qwen3")
+    args = dict(num_experts=experts, qk_layernorm=qk_norm)
     if VERSION < (0, 12):
         layer = get_gpt_layer_local_spec(**args)
         layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = RMSNorm
@@ -165,10 +187,15 @@ def build(c, dtype, vocab_size=None, shared=None):
             attention.q_layernorm = attention.k_layernorm = RMSNorm
         spec = TransformerBlockSubmodules(layer_specs=[layer] * (c.num_hidden_layers // pp), layer_norm=RMSNorm)
     else:
-        spec = get_gpt_layer_local_spec(normalization="RMSNorm", **args)
+        layers = [get_gpt_layer_local_spec(normalization="RMSNorm", **{**args, "num_experts": experts if s else None}) for s in sparse]
+        spec = TransformerBlockSubmodules(layer_specs=layers, layer_norm=layers[0].submodules.input_layernorm)
+        for layer in layers:
+            if c.model_type == "qwen2_moe" and VERSION < (0, 16) and "shared_experts" in vars(layer.submodules.mlp.submodules):
+                layer.submodules.mlp.submodules.shared_experts.params["gate"] = True
     if experts:  # the TE spec has a norm of its own before the experts; the local spec's key map renames it as in a dense MLP
-        for layer in getattr(spec, "layer_specs", [spec]):
-            layer.submodules.sharded_state_dict_keys_map.pop("pre_mlp_layernorm.", None)
+        for layer, has in zip(spec.layer_specs, sparse):
+            if has:
+                layer.submodules.sharded_state_dict_keys_map.pop("pre_mlp_layernorm.", None)
     theta, linear, llama3 = rope(c)
     extra = dict(rope_scaling=True, rope_scaling_factor=llama3) if llama3 and VERSION >= (0, 12) else {}
     model = GPTModel(
@@ -180,12 +207,34 @@ def build(c, dtype, vocab_size=None, shared=None):
         post_process=parallel_state.is_pipeline_last_stage(),
         position_embedding_type="rope",
         rotary_base=theta,
+        rotary_percent=(getattr(c, "rope_parameters", None) or {}).get("partial_rotary_factor", 1.0),
         seq_len_interpolation_factor=linear,
         share_embeddings_and_output_weights=c.tie_word_embeddings if shared is None else shared,
         parallel_output=False,
         **extra,
     )
     return model.to(dtype).eval()
+
+
+EXPERTS = {"block_sparse_moe.": ("w1", "w3", "w2"), "mlp.": ("gate_proj", "up_proj", "down_proj")}  # Mixtral, Qwen
+
+
+def experts_to_gpt(hf, h, m, parts):
+    """Those of a layer, from the names of files (transformers 5 has them fused in memory)."""
+    gate, up, down = parts
+    out = {m + "router.weight": hf[h + "gate.weight"]}
+    e = 0
+    while f"{h}experts.{e}.{gate}.weight" in hf:
+        x = f"{m}experts.local_experts.{e}.linear_"
+        out[x + "fc1.weight"] = torch.cat([hf[f"{h}experts.{e}.{gate}.weight"], hf[f"{h}experts.{e}.{up}.weight"]])
+        out[x + "fc2.weight"] = hf[f"{h}experts.{e}.{down}.weight"]
+        e += 1
+    if h + "shared_expert_gate.weight" in hf:
+        fc1 = [hf[f"{h}shared_expert.{x}.weight"] for x in (gate, up)]
+        out[m + "shared_experts.linear_fc1.weight"] = torch.cat(fc1)
+        out[m + "shared_experts.linear_fc2.weight"] = hf[f"{h}shared_expert.{down}.weight"]
+        out[m + "shared_experts.gate_weight"] = hf[h + "shared_expert_gate.weight"]
+    return out
 
 
 def hf_to_gpt(c, hf, shared=None):
@@ -217,13 +266,9 @@ def hf_to_gpt(c, hf, shared=None):
         for w in ("weight", "bias"):
             if h + "mlp.gate_proj." + w in hf:
                 out[m + "mlp.linear_fc1." + w] = torch.cat([hf[h + "mlp.gate_proj." + w], hf[h + "mlp.up_proj." + w]])
-        if h + "block_sparse_moe.gate.weight" in hf:  # Mixtral, tensor names of the files (transformers 5 fuses them in memory)
-            b = h + "block_sparse_moe."
-            out[m + "mlp.router.weight"] = hf[b + "gate.weight"]
-            for e in range(c.num_local_experts):
-                x = f"{m}mlp.experts.local_experts.{e}.linear_"
-                out[x + "fc1.weight"] = torch.cat([hf[f"{b}experts.{e}.w1.weight"], hf[f"{b}experts.{e}.w3.weight"]])
-                out[x + "fc2.weight"] = hf[f"{b}experts.{e}.w2.weight"]
+        for block, parts in EXPERTS.items():
+            if h + block + "gate.weight" in hf:
+                out.update(experts_to_gpt(hf, h + block, m + "mlp.", parts))
     return out
 
 

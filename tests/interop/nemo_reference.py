@@ -32,7 +32,8 @@ def rope(c):
 
 def biased(c):
     """Attention and MLP both have biases: the one case of a Llama with biases that a NeMo model can say."""
-    return bool(getattr(c, "attention_bias", False) and getattr(c, "mlp_bias", False))
+    both = getattr(c, "attention_bias", False) and getattr(c, "mlp_bias", False)
+    return bool(both or getattr(c, "use_bias", False))
 
 
 def raw(t):

@@ -11,6 +11,7 @@ import pickle
 import shutil
 import types
 
+import family_reference
 import megatron_jobs
 import models
 import nemo_reference
@@ -51,7 +52,27 @@ DTYPES = {torch.float32: "torch.float32", torch.float16: "torch.float16", torch.
 
 
 def window(c):
-    return getattr(c, "sliding_window", None) if c.model_type == "mistral" else None
+    return getattr(c, "sliding_window", None) if c.model_type in ("mistral", "mixtral", "ministral3", "phi3") else None
+
+
+def mixture(c):
+    """Those of a model with experts, of releases that have a switch for the gate of the shared ones."""
+    experts = family_reference.experts_of(c)
+    if not experts:
+        return dict(num_experts=None)
+    sparse = family_reference.plan(c)
+    args = dict(num_experts=getattr(c, experts), moe_router_topk=c.num_experts_per_tok)
+    args.update(moe_router_pre_softmax=not getattr(c, "norm_topk_prob", True))
+    args.update(moe_layer_freq=1 if all(sparse) else [int(s) for s in sparse])
+    args.update(moe_ffn_hidden_size=getattr(c, "moe_intermediate_size", c.intermediate_size))
+    if c.model_type == "qwen2_moe":
+        args.update(moe_shared_expert_intermediate_size=c.shared_expert_intermediate_size, moe_shared_expert_gate=True)
+    return args
+
+
+def qkv_bias(c):
+    """Query, key and value have a bias, and nothing else has."""
+    return c.model_type == "qwen2" or getattr(c, "qkv_bias", False) or c.model_type == "seed_oss" and c.attention_bias and not c.mlp_bias
 
 
 def arguments(c, rows=None):
@@ -70,14 +91,14 @@ def arguments(c, rows=None):
         seq_length=16,
         position_embedding_type="rope",
         rotary_base=theta,
-        rotary_percent=1.0,
-        rotary_interleaved=False,
+        rotary_percent=c.rope_parameters.get("partial_rotary_factor", 1.0),
+        rotary_interleaved=c.model_type == "ernie4_5",
         rotary_seq_len_interpolation_factor=linear,
         use_rope_scaling=bool(llama3),
         rope_scaling_factor=llama3 or 8.0,
         add_bias_linear=nemo_reference.biased(c),
-        add_qkv_bias=c.model_type == "qwen2",
-        qk_layernorm=c.model_type == "qwen3",
+        add_qkv_bias=qkv_bias(c),
+        qk_layernorm=c.model_type in ("qwen3", "qwen3_moe"),
         swiglu=True,
         squared_relu=False,
         normalization="RMSNorm",
@@ -89,7 +110,7 @@ def arguments(c, rows=None):
         tensor_model_parallel_size=1,
         padded_vocab_size=rows or c.vocab_size,
         vocab_size=c.vocab_size,
-        num_experts=None,
+        **mixture(c),
         window_size=(window(c) - 1, 0) if window(c) else None,
     )
     return args
