@@ -214,6 +214,12 @@ def style4(settings):
         settings["architectures"] = ["InternLM3ForCausalLM"]
         settings["auto_map"] = {"AutoConfig": "configuration_internlm3.InternLM3Config"}
         settings["auto_map"]["AutoModelForCausalLM"] = "modeling_internlm3.InternLM3ForCausalLM"
+    if family == "ernie4_5":
+        settings["architectures"] = ["Ernie4_5_ForCausalLM"]
+        settings["auto_map"] = {"AutoConfig": "configuration_ernie4_5.Ernie4_5_Config"}
+        settings["auto_map"]["AutoModelForCausalLM"] = "modeling_ernie4_5.Ernie4_5_ForCausalLM"
+    if zero_centred(family) and settings["tie_word_embeddings"]:  # the default of these classes, and not in their files
+        del settings["tie_word_embeddings"]
     settings["torch_dtype"] = settings.pop("dtype")
     settings["transformers_version"] = "4.51.3"
     return settings

@@ -187,15 +187,15 @@ def build(c, dtype, vocab_size=None, shared=None):
             attention.q_layernorm = attention.k_layernorm = RMSNorm
         spec = TransformerBlockSubmodules(layer_specs=[layer] * (c.num_hidden_layers // pp), layer_norm=RMSNorm)
     else:
-        layers = [get_gpt_layer_local_spec(normalization="RMSNorm", **{**args, "num_experts": experts if s else None}) for s in sparse]
-        spec = TransformerBlockSubmodules(layer_specs=layers, layer_norm=layers[0].submodules.input_layernorm)
-        for layer in layers:
-            if c.model_type == "qwen2_moe" and VERSION < (0, 16) and "shared_experts" in vars(layer.submodules.mlp.submodules):
-                layer.submodules.mlp.submodules.shared_experts.params["gate"] = True
+        kinds = {has: get_gpt_layer_local_spec(normalization="RMSNorm", **{**args, "num_experts": experts if has else None}) for has in sparse}
+        spec = kinds[sparse[0]]
+        if len(kinds) > 1:
+            spec = TransformerBlockSubmodules([kinds[has] for has in sparse], layer_norm=spec.submodules.input_layernorm)
+        if c.model_type == "qwen2_moe" and VERSION < (0, 16):  # a parameter of the module, later of the config
+            kinds[True].submodules.mlp.submodules.shared_experts.params["gate"] = True
+        layer = kinds.get(True)
     if experts:  # the TE spec has a norm of its own before the experts; the local spec's key map renames it as in a dense MLP
-        for layer, has in zip(spec.layer_specs, sparse):
-            if has:
-                layer.submodules.sharded_state_dict_keys_map.pop("pre_mlp_layernorm.", None)
+        layer.submodules.sharded_state_dict_keys_map.pop("pre_mlp_layernorm.", None)
     theta, linear, llama3 = rope(c)
     extra = dict(rope_scaling=True, rope_scaling_factor=llama3) if llama3 and VERSION >= (0, 12) else {}
     model = GPTModel(

@@ -478,6 +478,43 @@ def test_experts_in_files_of_ranks_are_merged(family, tp, form, tmp_path):
     models.assert_equal(models.read(tmp_path / "out"), source.tensors)
 
 
+@pytest.mark.parametrize("tp", [1, 2])
+@pytest.mark.parametrize("family", RANKED)
+def test_experts_are_written_to_files_of_ranks_and_come_back(family, tp, tmp_path):
+    source = families.write(tmp_path / "in", Case(family, RANKED[family]), f"{family} ranks")
+    c = source.config
+    options = ["--nemo_weights=ranks", f"--tp_size={tp}"]
+    convert(source.path, tmp_path / "nemo", *NEEDS["nemo"], *options, to="nemo")
+    stacked = {key: array.value for key, array in family_reference.arrays(c, source.tensors).items()}
+    flat = family_reference.FORMS["sequential"](stacked, c.num_hidden_layers)
+    for r in range(tp):
+        path = tmp_path / "nemo" / (f"mp_rank_{r:02d}/model_weights.ckpt" if tp > 1 else "model_weights.ckpt")
+        state = torch.load(path, weights_only=True)
+        models.assert_equal({k: v for k, v in state.items() if not k.endswith("_extra_state")}, rank_of(c, flat, tp, r))
+    convert(tmp_path / "nemo", tmp_path / "out", f"--hf_model_name={source.path}", to="hf")
+    models.assert_equal(models.read(tmp_path / "out"), source.tensors)
+
+
+# -- text towers --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model.", "model.language_model.model."])
+@pytest.mark.parametrize("kind", ["hf", "nemo", "megatron"])
+def test_a_text_tower_is_found_by_each_prefix_that_files_have(kind, prefix, made, tmp_path):
+    source = made.source("gemma3-multimodal")
+    shutil.copytree(source.path, tmp_path / "in")
+    for path in (tmp_path / "in").glob("*.safetensors*"):
+        path.unlink()
+    old = "language_model.model."
+    renamed = {prefix + n.removeprefix(old) if n.startswith(old) else n: t for n, t in source.tensors.items()}
+    save_file(renamed, tmp_path / "in" / "model.safetensors", {"format": "pt"})
+    convert(tmp_path / "in", tmp_path / "out", *NEEDS[kind], to=kind)
+    if kind == "hf":
+        assert_is(source, tmp_path / "out")
+    else:
+        assert reshard("verify", source.path, tmp_path / "out", "--json").json()["equal"]
+
+
 # -- TensorRT-LLM of mixtures -------------------------------------------------------------------------------------------
 
 GRIDS = [(1, 1, 1), (2, 1, 1), (2, 2, 1), (4, 1, 2), (4, 2, 1), (4, 4, 3), (8, 2, 1), (8, 4, 3), (1, 1, 3)]  # tp, moe_ep, pp
@@ -535,6 +572,14 @@ def test_sizes_of_experts_are_for_models_that_have_some(option, tmp_path):
     if result.code == 0:  # TensorRT-LLM takes any product that is right, and so it stands in the config
         mapping = json.loads((tmp_path / "out" / "config.json").read_text())["mapping"]
         assert mapping["moe_tp_size"] * mapping["moe_ep_size"] == 2
+
+
+def test_longrope_can_be_carried_for_the_way_back(made, tmp_path):
+    source = made.source("phi3-longrope")
+    convert(source.path, tmp_path / "nemo", *NEEDS["nemo"], "--allow_rope=config_only", to="nemo")
+    convert(tmp_path / "nemo", tmp_path / "out", "--vocab_size=97", to="hf")
+    assert_is(source, tmp_path / "out")
+    assert_computes(made, "phi3-longrope", tmp_path / "out")
 
 
 # -- refusals -----------------------------------------------------------------------------------------------------------
@@ -631,18 +676,22 @@ def test_another_rope_type_is_refused_by_name(family, kind, tmp_path):
     assert_refused(source.path, tmp_path / "out", kind, "spiral")
 
 
-UNBIASED = [family for family in PLAIN if family not in ("qwen2", "qwen2_moe", "seed_oss", "phi3")]
+EXTRA = {  # tensors that look like they belong
+    "self_attn.q_proj.bias": [family for family in PLAIN if family not in ("qwen2", "qwen2_moe", "seed_oss", "phi3")],
+    "self_attn.q_norm.weight": [family for family in PLAIN if family not in ("qwen3", "qwen3_moe", "gemma3_text")],
+    "mlp.extra_proj.weight": list(PLAIN),
+    "mlp.shared_expert.gate_proj.weight": ["qwen3_moe", "mixtral"],
+    "pre_feedforward_layernorm.weight": ["llama", "gemma"],
+}
 
 
-@pytest.mark.parametrize("family", UNBIASED)
-def test_an_unexpected_bias_is_refused_by_name(family, tmp_path):
-    """The config says that there is none. Tensors and config disagree, which is a code of its own."""
+@pytest.mark.parametrize("added, family", [(name, family) for name, found in EXTRA.items() for family in found])
+def test_a_tensor_that_the_config_does_not_speak_of_is_refused_by_name(added, family, tmp_path):
+    """Tensors and config disagree, which is a code of its own."""
     source = plain(tmp_path, family)
-    path = next(p for p in sorted(source.path.glob("*.safetensors")))
-    added = "model.layers.1.self_attn.q_proj.bias"
-    save_file({**source.tensors, added: torch.ones(32, dtype=source.dtype)}, source.path / "model.safetensors", {"format": "pt"})
-    assert path.name == "model.safetensors"
-    assert_refused(source.path, tmp_path / "out", "hf", re.escape(added), codes=(5, 6))
+    name = "model.layers.1." + added
+    save_file({**source.tensors, name: torch.ones(32, dtype=source.dtype)}, source.path / "model.safetensors", {"format": "pt"})
+    assert_refused(source.path, tmp_path / "out", "hf", re.escape(name), codes=(5, 6))
 
 
 def quantised(source, config, linear):
