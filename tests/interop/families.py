@@ -143,8 +143,6 @@ CASES = {
 for i, case in enumerate(CASES.values()):
     case.dtype, case.shards = list(models.DTYPES)[i % 3], i % 2 == 0
     case.style = 4 if i % 4 < 2 and case.family not in ("ministral3", "gemma3") else 5
-    if case.family not in TRTLLM:
-        case.refused = {**case.refused, "trtllm": case.family.removesuffix("_text")}
 
 FAMILIES = list(dict.fromkeys(case.family for case in CASES.values()))
 SPARSE = ("mixtral", "qwen2_moe", "qwen3_moe")
@@ -158,6 +156,11 @@ MODELS = {"internlm3": "LlamaForCausalLM", "gemma3_text": "Gemma3ForCausalLM", "
 
 def model_class(family):
     return getattr(transformers, MODELS.get(family, CLASSES[family] + "ForCausalLM"))
+
+
+for case in CASES.values():
+    if case.family not in TRTLLM:
+        case.refused = {**case.refused, "trtllm": f"{case.family.removesuffix('_text')}|{CLASSES[case.family]}"}
 
 
 def config(family, **settings):
