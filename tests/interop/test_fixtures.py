@@ -7,6 +7,7 @@ import models
 import nemo_reference
 import pytest
 import torch
+import yaml
 from program import assert_nothing_published, convert, files, hashes, reshard
 
 FIXTURES = pathlib.Path(__file__).resolve().parent.parent / "fixtures"
@@ -52,6 +53,10 @@ def test_hf_gives_the_model_config_and_the_tokenizer_of_nemo(case, nemo):
     got, want = files(nemo(case)), files(FIXTURES / case / "nemo")
     names = [name for name in want if not name.startswith("model_weights/")]
     assert [name for name in got if not name.startswith("model_weights/")] == names
+    if FACTS[case]["family"] == "mixtral":  # which the Python converter does not know: more may be said of its experts
+        more, known = (yaml.safe_load(x["model_config.yaml"].read_text()) for x in (got, want))
+        assert {key: value for key, value in more.items() if key in known or not key.startswith("moe_")} == known
+        names.remove("model_config.yaml")
     for name in names:
         assert got[name].read_text() == want[name].read_text() if name.endswith(".yaml") else got[name].read_bytes() == want[name].read_bytes()
 
