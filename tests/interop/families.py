@@ -27,7 +27,6 @@ class Case:
     style: int = 5  # of config.json: transformers 4 or 5
     dtype: str = "bf16"
     shards: bool = False
-    options: dict = dataclasses.field(default_factory=dict)  # kind -> options that a conversion to it needs
 
 
 def default_rope(theta=10000.0, **more):
@@ -55,6 +54,7 @@ def gemma_rope(**full):
 
 LONGROPE = dict(rope_type="longrope", rope_theta=10000.0, short_factor=[1.0, 1.5, 2.0, 2.5], long_factor=[2.0, 3.0, 4.0, 5.0])
 LONGROPE.update(original_max_position_embeddings=32, partial_rotary_factor=1.0)
+TIED = dict(tie_word_embeddings=True)
 BIASED = dict(attention_bias=True, mlp_bias=True)
 MULTIMODAL = dict(hidden_size=16, intermediate_size=20, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14)
 NO_PLACE = {"nemo": "longrope", "megatron": "longrope"}
@@ -118,10 +118,10 @@ CASES = {
     "mixtral-3x1": Case("mixtral", heads(3, 1, num_local_experts=5, num_hidden_layers=3, intermediate_size=36)),
     "mixtral-window": Case("mixtral", heads(8, 1, num_local_experts=6, sliding_window=8, intermediate_size=36)),
     "mixtral-head_dim": Case("mixtral", heads(4, 4, hidden_size=40, head_dim=24, num_local_experts=3, intermediate_size=36)),
-    "mixtral-tied": Case("mixtral", heads(4, 2, num_local_experts=4, num_experts_per_tok=3, tie_word_embeddings=True, intermediate_size=36)),
+    "mixtral-tied": Case("mixtral", heads(4, 2, num_local_experts=4, num_experts_per_tok=3, intermediate_size=36, **TIED)),
     "phi3-mha": Case("phi3", heads(4, 4, num_hidden_layers=3)),
     "phi3-groups": Case("phi3", heads(6, 2, sliding_window=8)),
-    "phi3-partial": Case("phi3", heads(8, 1, 16, rope_parameters=default_rope(partial_rotary_factor=0.75), tie_word_embeddings=True)),
+    "phi3-partial": Case("phi3", heads(8, 1, 16, rope_parameters=default_rope(partial_rotary_factor=0.75), **TIED)),
     "phi3-longrope": Case("phi3", heads(3, 1, rope_parameters=LONGROPE, original_max_position_embeddings=32), NO_PLACE),
     "gemma-mha": Case("gemma", heads(4, 4, num_hidden_layers=3)),
     "gemma-head_dim": Case("gemma", heads(8, 1, hidden_size=40, head_dim=24)),
@@ -144,7 +144,6 @@ for i, case in enumerate(CASES.values()):
     case.dtype, case.shards = list(models.DTYPES)[i % 3], i % 2 == 0
     case.style = 4 if i % 4 < 2 and case.family not in ("ministral3", "gemma3") else 5
 
-FAMILIES = list(dict.fromkeys(case.family for case in CASES.values()))
 SPARSE = ("mixtral", "qwen2_moe", "qwen3_moe")
 CLASSES = dict(
     llama="Llama", mistral="Mistral", ministral3="Ministral3", granite="Granite", smollm3="SmolLM3", seed_oss="SeedOss",

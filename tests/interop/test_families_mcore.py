@@ -8,8 +8,7 @@ import megatron_jobs
 import models
 import pytest
 import test_megatron
-from families import CASES, SPARSE, Case
-from models import heads
+from families import CASES, SPARSE
 from program import convert
 
 VERSIONS = ["0.12", "0.16"]

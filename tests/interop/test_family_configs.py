@@ -216,3 +216,84 @@ def test_how_routers_were_trained_makes_no_other_model(family, said, tmp_path):
     config.write_text("\n".join([*lines, *([] if said is None else [f"moe_aux_loss_coeff: {said}"])]) + "\n")
     convert(tmp_path / "nemo", tmp_path / "back", f"--hf_model_name={source.path}", to="hf")
     models.assert_equal(models.read(tmp_path / "back"), source.tensors)
+
+
+SLIDES = dict(use_sliding_window=True, sliding_window=8, max_window_layers=1)
+MIXED = [families.FULL, families.SLIDING]
+CHANGED = {  # what a class computes differently by a key of its config, of which a kind may know nothing
+    "gemma all full": ("gemma2", dict(layer_types=[families.FULL] * 2, sliding_window=8)),
+    "gemma2 full first": ("gemma2", dict(layer_types=MIXED, sliding_window=8)),
+    "gemma2 no attention cap": ("gemma2", dict(attn_logit_softcapping=None)),
+    "gemma2 no final cap": ("gemma2", dict(final_logit_softcapping=None)),
+    "gemma2 low caps": ("gemma2", dict(final_logit_softcapping=1.0, attn_logit_softcapping=0.5)),
+    "gemma3 full first": ("gemma3_text", dict(layer_types=MIXED, sliding_window=8)),
+    "gemma3 every second": ("gemma3_text", dict(layer_types=MIXED[::-1] * 2, sliding_window=8, num_hidden_layers=4)),
+    "gemma3 final cap": ("gemma3_text", dict(final_logit_softcapping=1.0)),
+    "gemma3 attention cap": ("gemma3_text", dict(attn_logit_softcapping=0.5)),
+    "gemma3 query": ("gemma3_text", dict(query_pre_attn_scalar=2)),
+    "gemma3 both ways": ("gemma3_text", dict(use_bidirectional_attention=True)),
+    "gemma both ways": ("gemma", dict(use_bidirectional_attention=True)),
+    "gemma theta": ("gemma", dict(rope_parameters=families.default_rope(100.0))),
+    "gemma2 theta": ("gemma2", dict(rope_parameters=families.default_rope(100.0))),
+    "qwen2 window": ("qwen2", SLIDES),
+    "qwen2 full first": ("qwen2", dict(SLIDES, layer_types=MIXED)),
+    "qwen3 window": ("qwen3", SLIDES),
+    "qwen3 all slide": ("qwen3", dict(SLIDES, layer_types=[families.SLIDING] * 2)),
+    "qwen2_moe window": ("qwen2_moe", SLIDES),
+    "qwen2_moe renormalised": ("qwen2_moe", dict(norm_topk_prob=True)),
+    "qwen3_moe window": ("qwen3_moe", SLIDES),
+    "qwen3_moe renormalised": ("qwen3_moe", dict(norm_topk_prob=True)),
+    "qwen3_moe top 1": ("qwen3_moe", dict(num_experts_per_tok=1)),
+    "mixtral top 1": ("mixtral", dict(num_experts_per_tok=1)),
+    "smollm3 window": ("smollm3", dict(SLIDES, layer_types=MIXED)),
+    "smollm3 interval": ("smollm3", dict(no_rope_layers=None, no_rope_layer_interval=2)),
+    "phi3 half": ("phi3", dict(rope_parameters=families.default_rope(partial_rotary_factor=0.5))),
+    "llama half": ("llama", dict(rope_parameters=families.default_rope(partial_rotary_factor=0.5))),
+    "qwen3 half": ("qwen3", dict(rope_parameters=families.default_rope(partial_rotary_factor=0.5))),
+    "llama dynamic": ("llama", dict(rope_parameters=dict(rope_type="dynamic", rope_theta=10000.0, factor=6.0), max_position_embeddings=16)),
+    "phi3 linear": ("llama", dict(rope_parameters=models.LINEAR_ROPE)),
+    "gemma linear": ("gemma", dict(rope_parameters=models.LINEAR_ROPE)),
+    "ernie4_5 linear": ("ernie4_5", dict(rope_parameters=models.LINEAR_ROPE)),
+    "mixtral linear": ("mixtral", dict(rope_parameters=models.LINEAR_ROPE)),
+    "qwen3_moe linear": ("qwen3_moe", dict(rope_parameters=models.LINEAR_ROPE)),
+    "ministral3 scaled queries": ("ministral3", dict(rope_parameters=families.ministral_rope(llama_4_scaling_beta=0.5, original_max_position_embeddings=8))),
+}
+
+
+@pytest.mark.parametrize("kind", families.KINDS)
+@pytest.mark.parametrize("what", CHANGED)
+def test_what_a_config_means_is_kept_or_refused(what, kind, tmp_path):
+    """Never lost: what comes back without a template computes the same, or nothing is written."""
+    family, changes = CHANGED[what]
+    settings = {**PLAIN.get(family, heads(4, 2)), **changes}
+    source = families.write(tmp_path / "in", families.Case(family, settings, dtype="fp32"), what)
+    there = convert(source.path, tmp_path / "there", *NEEDS[kind], to=kind, code=(0, 5))
+    if there.code == 5:
+        assert len(there.err.splitlines()) == 1, there
+        return
+    if kind == "trtllm" and "window" in json.dumps(changes):
+        return  # an option of TensorRT-LLM's runtime
+    convert(tmp_path / "there", tmp_path / "back", *(["--vocab_size=97"] if kind != "trtllm" else []), to="hf")
+    families.change_config(tmp_path / "back", lambda settings: {"pad_token_id": 0, **settings})
+    torch.testing.assert_close(models.logits(tmp_path / "back"), models.logits(source.path), rtol=1e-5, atol=1e-5)
+
+
+def test_a_text_config_lacks_what_its_class_has_as_default(tmp_path):
+    """As those of the hub do."""
+    settings = heads(8, 4, hidden_size=32, head_dim=256, sliding_window=4096, query_pre_attn_scalar=256, rms_norm_eps=1e-6)
+    source = families.write(tmp_path / "in", families.Case("gemma3", settings), "text config")
+    before = models.logits(source.path)
+    default = transformers.Gemma3TextConfig().to_dict()
+
+    def change(config):
+        text = {key: value for key, value in config["text_config"].items() if key == "model_type" or default.get(key, ...) != value}
+        assert not {"head_dim", "num_attention_heads", "num_key_value_heads", "tie_word_embeddings", "rope_parameters"} & set(text)
+        return {key: value for key, value in {**config, "text_config": text}.items() if key != "tie_word_embeddings"}
+
+    families.change_config(source.path, change)
+    assert torch.equal(models.logits(source.path), before)
+    for kind in ("nemo", "megatron"):
+        convert(source.path, tmp_path / kind, *NEEDS[kind], to=kind)
+        convert(tmp_path / kind, tmp_path / f"{kind} back", "--vocab_size=97", to="hf")
+        models.assert_equal(families.text(models.read(tmp_path / f"{kind} back")), families.text(source.tensors))
+        assert torch.equal(models.logits(tmp_path / f"{kind} back"), before)
