@@ -113,7 +113,7 @@ def test_inspect_lists_the_tensors_that_the_real_class_stores(name, made):
     report = reshard("inspect", source.path, "--json").json()
     got = {t["name"]: (t["dtype"], tuple(t["shape"])) for t in report["tensors"]}
     kind = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
-    stored = families.text(source.tensors)
+    stored = {n: t for n, t in source.tensors.items() if CASES[name].family != "gemma3" or "language_model" in n}
     assert got == {n: (kind[t.dtype], tuple(t.shape)) for n, t in stored.items()}
     assert report["parameters"] == sum(t.numel() for t in stored.values())
 

@@ -65,7 +65,8 @@ def test_what_the_real_code_wrote_gives_the_tensors_of_hf(template, fixture, tmp
     else:
         models.assert_equal(models.read(tmp_path / "out"), stored)
     report = reshard("verify", folder / "trtllm", tmp_path / "out", "--json").json()
-    assert {t["verdict"] for t in report["tensors"]} == {"equal"}
+    routers = {t["verdict"] for t in report["tensors"] if t["name"].endswith("mlp.router.weight")}
+    assert {t["verdict"] for t in report["tensors"]} - routers == {"equal"} and routers <= {"equal_rounded"}  # they are float32 there
 
 
 def test_what_the_real_code_wrote_gives_other_ranks(fixture, tmp_path):
