@@ -134,7 +134,7 @@ std::vector<std::pair<std::string, Json>> HyperParametersOf(const Model& model) 
           {"rope_theta", hyper.rope_theta},
           {"rope_scaling", hyper.rope_scaling},
           {"sliding_window", hyper.sliding_window},
-          {"layered", hyper.layered.empty() ? Json(nullptr) : Json(hyper.layered)},
+          {"hf_only", hyper.hf_only.empty() ? Json(nullptr) : Json(hyper.hf_only)},
           {"tie_word_embeddings", model.tied},
           {"qkv_bias", model.Has("qkv_bias")},
           {"o_bias", model.Has("o_bias")},

@@ -32,8 +32,8 @@ struct HyperParameters {
   std::string hidden_act;
   Json rope_local_theta = nullptr;  // null, or the base of layers with a window
   Json rotary_percent = 1.0;        // the share of each head that is rotated
-  // What differs from layer to layer otherwise than the family has it, in words; empty where nothing does.
-  std::string layered;
+  // What other kinds have no place for in any model of the family, in words; empty where there is nothing.
+  std::string hf_only;
   Json more = Json::object();  // the family's own keys, by their names in config.json
 };
 

@@ -237,6 +237,8 @@ struct Family {
   bool nemo_adds_one = false;  // NeMo 1 does not, and adds it
   std::string_view act_key = "hidden_act", act = "silu", old_act = {};  // old_act: what files call it, too
   bool has_layers_without_rope = false;                                 // no_rope_layers is read
+  // JSON: what its class needs in rope_parameters whatever the type; empty: it makes do without rope_parameters.
+  std::string_view rope_fields = {};
   WindowRule window = WindowRule::kNone;
   uint8_t window_period = 1;             // kPeriodic: every so manieth layer has none
   std::string_view rope_local_key = {};  // rope_theta of layers with a window, where they have one of their own

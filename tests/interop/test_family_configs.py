@@ -142,7 +142,7 @@ def sparse(folder, family):
 
 
 @pytest.mark.parametrize("kind", ["nemo", "megatron"])
-@pytest.mark.parametrize("family", [*PLAIN, "ministral3", "internlm3"])
+@pytest.mark.parametrize("family", [*PLAIN, "ministral3"])
 def test_keys_that_are_absent_have_the_defaults_of_the_class(family, kind, tmp_path):
     settings = PLAIN.get(family, heads(4, 2, rope_parameters=families.ministral_rope()) if family == "ministral3" else heads(4, 2))
     default = getattr(transformers, families.CLASSES[family] + "Config")()
@@ -157,10 +157,8 @@ def test_keys_that_are_absent_have_the_defaults_of_the_class(family, kind, tmp_p
     assert torch.equal(models.logits(source.path), before)
     convert(source.path, tmp_path / "there", *NEEDS[kind], to=kind)
     convert(tmp_path / "there", tmp_path / "back", "--vocab_size=97", to="hf")
-    if family == "phi3":  # nothing tells it from a Llama, but for HuggingFace's names
-        families.change_config(tmp_path / "back", lambda settings: {"pad_token_id": 0, **settings})
-        assert torch.allclose(models.logits(tmp_path / "back"), before, rtol=1e-5, atol=1e-5)
-        return
+    # The class's own padding token is not one of so small a vocabulary.
+    families.change_config(tmp_path / "back", lambda settings: {"pad_token_id": 0, **settings})
     models.assert_equal(models.read(tmp_path / "back"), source.tensors)
     assert torch.equal(models.logits(tmp_path / "back"), before)
 
@@ -245,15 +243,12 @@ CHANGED = {  # what a class computes differently by a key of its config, of whic
     "qwen3_moe renormalised": ("qwen3_moe", dict(norm_topk_prob=True)),
     "qwen3_moe top 1": ("qwen3_moe", dict(num_experts_per_tok=1)),
     "mixtral top 1": ("mixtral", dict(num_experts_per_tok=1)),
-    "smollm3 window": ("smollm3", dict(SLIDES, layer_types=MIXED)),
-    "smollm3 interval": ("smollm3", dict(no_rope_layers=None, no_rope_layer_interval=2)),
     "phi3 half": ("phi3", dict(rope_parameters=families.default_rope(partial_rotary_factor=0.5))),
     "llama half": ("llama", dict(rope_parameters=families.default_rope(partial_rotary_factor=0.5))),
     "qwen3 half": ("qwen3", dict(rope_parameters=families.default_rope(partial_rotary_factor=0.5))),
     "llama dynamic": ("llama", dict(rope_parameters=dict(rope_type="dynamic", rope_theta=10000.0, factor=6.0), max_position_embeddings=16)),
     "phi3 linear": ("llama", dict(rope_parameters=models.LINEAR_ROPE)),
     "gemma linear": ("gemma", dict(rope_parameters=models.LINEAR_ROPE)),
-    "ernie4_5 linear": ("ernie4_5", dict(rope_parameters=models.LINEAR_ROPE)),
     "mixtral linear": ("mixtral", dict(rope_parameters=models.LINEAR_ROPE)),
     "qwen3_moe linear": ("qwen3_moe", dict(rope_parameters=models.LINEAR_ROPE)),
     "ministral3 scaled queries": ("ministral3", dict(rope_parameters=families.ministral_rope(llama_4_scaling_beta=0.5, original_max_position_embeddings=8))),

@@ -72,6 +72,8 @@ def mixture(c):
 
 def qkv_bias(c):
     """Query, key and value have a bias, and nothing else has."""
+    if c.model_type == "internlm3":  # all or none: as transformers has the model
+        return False
     return c.model_type == "qwen2" or getattr(c, "qkv_bias", False) or c.model_type == "seed_oss" and c.attention_bias and not c.mlp_bias
 
 

@@ -5,6 +5,7 @@
 #define RESHARD_FAMILIES(ROW) \
   ROW(kLlama)                 \
   ROW(kMistral)               \
+  ROW(kMinistral3)            \
   ROW(kQwen2)                 \
   ROW(kQwen3)                 \
   ROW(kMixtral)               \

@@ -140,10 +140,15 @@ Rope ReadRopeSettings(const Family& family, const Json& settings, const std::str
 }
 
 // What a long-context scaling is relative to is a key of the config itself before transformers 5.
-void CompleteScaling(const ConfigReader& reader, Json& scaling) {
-  constexpr const char* kOriginal = "original_max_position_embeddings";
-  if (scaling.is_null() || scaling["rope_type"] != "longrope" || scaling.contains(kOriginal)) return;
-  if (const Json original = reader.Positive(kOriginal, nullptr); !original.is_null()) scaling[kOriginal] = original;
+constexpr const char* kOriginal = "original_max_position_embeddings";
+
+Json WithOriginal(const ConfigReader& reader, Json settings) {
+  const ConfigReader rope(settings, reader.path());
+  const std::string type = settings.is_object() ? rope.String("rope_type", rope.String("type", "")) : "";
+  const Json original = reader.Positive(kOriginal, nullptr);
+  if ((type == "longrope" || type == "su") && !settings.contains(kOriginal) && !original.is_null())
+    settings[kOriginal] = original;
+  return settings;
 }
 
 // Transformers 4 writes rope_scaling and reads nothing else; 5 writes rope_parameters, and reads the former first.
@@ -156,8 +161,7 @@ Rope ReadRope(const Family& family, const ConfigReader& reader) {
   for (const char* key : {"rope_parameters", "rope_scaling"}) {
     const Json& settings = reader.At(key);
     if (settings.is_null() || settings.empty()) continue;
-    ropes.push_back(ReadRopeSettings(family, settings, reader.path(), said));
-    CompleteScaling(reader, ropes.back().scaling);
+    ropes.push_back(ReadRopeSettings(family, WithOriginal(reader, settings), reader.path(), said));
   }
   if (ropes.empty()) return said;
   if (!(ropes.front() == ropes.back()))
@@ -169,10 +173,20 @@ Rope ReadRope(const Family& family, const ConfigReader& reader) {
   return ropes.front();
 }
 
+// Queries that are scaled by their position. Where positions are scaled too, that is what has no place elsewhere.
+void ReadQueryScaling(const ConfigReader& reader, HyperParameters& hyper) {
+  constexpr const char* kBeta = "llama_4_scaling_beta";
+  const Json& settings = reader.At("rope_parameters");
+  if (!settings.is_object()) return;
+  const Json beta = ConfigReader(settings, reader.path()).Number(kBeta, 0.0);
+  if (beta != 0.0 && hyper.rope_scaling.is_null()) hyper.hf_only = fmt::format("{} {}", kBeta, beta.dump());
+}
+
 void SetRope(const Family& family, const ConfigReader& reader, HyperParameters& hyper) {
   const Rope rope = ReadRope(family, reader);
   hyper.rope_theta = rope.theta;
   hyper.rope_scaling = rope.scaling;
+  ReadQueryScaling(reader, hyper);
   hyper.rope_local_theta = rope.local_theta;
   hyper.rotary_percent = rope.percent.get<double>() == 1.0 ? Json(1.0) : rope.percent;
   if (!family.partial_rotation && hyper.rotary_percent != 1.0)
@@ -253,13 +267,13 @@ void ReadWindow(const Family& family, const ConfigReader& reader, HyperParameter
   }
   runs = NotEmpty(std::move(runs));
   if (window.is_null() || runs.empty()) {
-    if (family.window == WindowRule::kPeriodic) hyper.layered = "full attention in all layers";
+    if (family.window == WindowRule::kPeriodic) hyper.hf_only = "full attention in all layers";
     return;
   }
   hyper.sliding_window = window;
   const bool usual = family.window == WindowRule::kPeriodic ? runs == NotEmpty(UsualRuns(family, reader, layers))
                                                             : runs.size() == 1 && runs[0] == LayerRun{0, layers};
-  if (!usual) hyper.layered = fmt::format("a sliding window of {} in layers {} only", window.dump(), ToWords(runs));
+  if (!usual) hyper.hf_only = fmt::format("a sliding window of {} in layers {} only", window.dump(), ToWords(runs));
 }
 
 // Layers whose q and k are not rotated: by a list of truth values, or every so manieth.
@@ -276,7 +290,7 @@ void ReadLayersWithoutRope(const ConfigReader& reader, HyperParameters& hyper, u
                                                                  : (layer + 1) % interval != 0;
     if (!has_rope) runs.push_back({layer, layer + 1});
   }
-  if (!runs.empty()) hyper.layered = fmt::format("layers without rope ({})", ToWords(runs));
+  if (!runs.empty()) hyper.hf_only = fmt::format("layers without rope (no_rope_layers: {})", ToWords(runs));
 }
 
 // Keys in which null says something: as many groups as heads, no window, no cap.
@@ -328,6 +342,26 @@ void SetLayerPlan(const Model& model, Json& config) {
     config["mlp_only_layers"] = dense;
   }
   if (model.family->layers == LayerRule::kDenseFirst) config["first_k_dense_replace"] = dense.size();
+}
+
+void SetRopeKeys(const Model& model, Json& config) {
+  const Family& family = *model.family;
+  const HyperParameters& hyper = model.hyper;
+  const Json& scaling = hyper.rope_scaling;
+  if (!family.rope_fields.empty()) {
+    Json settings = Json::parse(family.rope_fields);
+    settings["rope_type"] = "default";
+    if (!scaling.is_null()) settings.update(scaling);
+    settings["rope_theta"] = hyper.rope_theta;
+    config["rope_parameters"] = std::move(settings);
+    return;
+  }
+  config["rope_theta"] = hyper.rope_theta;
+  config["rope_scaling"] = scaling;
+  if (!scaling.is_null() && scaling["rope_type"] == "longrope" && scaling.contains(kOriginal))
+    config[kOriginal] = scaling[kOriginal];
+  if (!family.rope_local_key.empty()) config[std::string(family.rope_local_key)] = hyper.rope_local_theta;
+  if (family.partial_rotation) config["partial_rotary_factor"] = hyper.rotary_percent;
 }
 
 void ReadSizes(const ConfigReader& reader, Model& model) {
@@ -442,10 +476,7 @@ std::string HfConfigText(const Model& model, Dtype dtype) {
   config["rms_norm_eps"] = hyper.rms_norm_eps;
   config["initializer_range"] = hyper.initializer_range;
   config["max_position_embeddings"] = hyper.max_position_embeddings;
-  config["rope_theta"] = hyper.rope_theta;
-  config["rope_scaling"] = hyper.rope_scaling;
-  if (!family.rope_local_key.empty()) config[std::string(family.rope_local_key)] = hyper.rope_local_theta;
-  if (family.partial_rotation) config["partial_rotary_factor"] = hyper.rotary_percent;
+  SetRopeKeys(model, config);
   config["tie_word_embeddings"] = model.tied;
   config["attention_dropout"] = 0.0;
   config["use_cache"] = true;

@@ -199,7 +199,7 @@ bool HasLlama3Rope(const Model& model) {
 Json McoreConfigOf(const Model& model, const McoreDialect& dialect) {
   const Sizes& sizes = model.sizes;
   const HyperParameters& hyper = model.hyper;
-  if (!hyper.layered.empty()) NoPlaceIn(dialect, hyper.layered);
+  if (!hyper.hf_only.empty()) NoPlaceIn(dialect, hyper.hf_only);
   Json config = Json::object();
   config["num_layers"] = sizes['L'];
   config["hidden_size"] = sizes['H'];

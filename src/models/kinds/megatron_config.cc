@@ -272,7 +272,8 @@ void AddArguments(const Json& arguments, const MegatronConfigOptions& options, P
 std::string CommonPickle(const Model& model, const Json& config, const MegatronConfigOptions& options) {
   Pickler pickler;
   pickler.Open('}');
-  if (model.family->megatron.arguments) AddArguments(ArgumentsFor(model, config, options), options, pickler);
+  if (model.family->megatron.arguments && config.value("softmax_scale", Json()).is_null())
+    AddArguments(ArgumentsFor(model, config, options), options, pickler);
   pickler.Text("checkpoint_version");
   pickler.Value(3.0);
   pickler.Text("iteration");

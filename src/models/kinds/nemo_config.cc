@@ -436,7 +436,7 @@ std::string NemoConfigText(const Model& model, const NemoConfigOptions& options)
       YamlValue(ParseYaml(base == NemoBase::kQwen ? kNemoBaseQwen : kNemoBaseLlama, "the base of model_config.yaml"));
   const Sizes& sizes = model.sizes;
   const HyperParameters& hyper = model.hyper;
-  if (!hyper.layered.empty()) NoPlace(hyper.layered, "this model stays in the hf kind");
+  if (!hyper.hf_only.empty()) NoPlace(hyper.hf_only, "this model stays in the hf kind");
   for (const char* key : {"encoder_seq_length", "max_position_embeddings"}) config[key] = hyper.max_position_embeddings;
   config["data"]["seq_length"] = hyper.max_position_embeddings;
   config["num_layers"] = sizes['L'];

@@ -62,7 +62,7 @@ void CheckTemplate(const Model& model, const Model& known, const std::vector<std
   compare("rope_local_theta", ours.rope_local_theta, theirs.rope_local_theta);
   compare("partial_rotary_factor", ours.rotary_percent, theirs.rotary_percent);
   compare("sliding_window", ours.sliding_window, theirs.sliding_window);
-  if (!is_unsaid("sliding_window")) compare("what differs between layers", ours.layered, theirs.layered);
+  if (!is_unsaid("sliding_window")) compare("what only hf has a place for", ours.hf_only, theirs.hf_only);
   for (const ConfigKey& key : model.family->keys)
     if (!key.size && !key.of_training)
       compare(std::string(key.hf), ours.more.value(key.hf, Json()), theirs.more.value(key.hf, Json()));

@@ -100,7 +100,7 @@ class TrtllmReader {
     CheckTemplate(checkpoint_.model, known, checkpoint_.unsaid, checkpoint_.config_path);
     checkpoint_.model.tied = known.tied;
     checkpoint_.model.hyper.sliding_window = known.hyper.sliding_window;
-    checkpoint_.model.hyper.layered = known.hyper.layered;
+    checkpoint_.model.hyper.hf_only = known.hyper.hf_only;
     checkpoint_.model.hyper.initializer_range = known.hyper.initializer_range;
     checkpoint_.model.hyper.more = known.hyper.more;
   }
