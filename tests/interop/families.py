@@ -71,6 +71,14 @@ CASES = {
         heads(4, 2, rope_parameters=ministral_rope(rope_type="yarn", factor=2.0, llama_4_scaling_beta=0.1)),
         {"nemo": "yarn|llama_4_scaling_beta", "megatron": "yarn|llama_4_scaling_beta"},
     ),
+    "granite-neutral": Case("granite", heads(3, 1, 16, **multipliers(16))),
+    "granite-biased": Case("granite", heads(8, 1, 4, **multipliers(4), **BIASED, tie_word_embeddings=True)),
+    "granite-attention_bias": Case("granite", heads(4, 4, 16, **multipliers(16), attention_bias=True), NO_BIAS),
+    "granite-multipliers": Case(
+        "granite",
+        heads(4, 2, 16, **multipliers(16, embedding_multiplier=12.0, residual_multiplier=0.22, logits_scaling=8.0)),
+        {"nemo": "multiplier|logits_scaling", "megatron": "multiplier|logits_scaling"},
+    ),
     "qwen2-3x1": Case("qwen2", heads(3, 1, num_hidden_layers=3)),
     "qwen2-tied": Case("qwen2", heads(8, 1, tie_word_embeddings=True)),
     "qwen3-head_dim": Case("qwen3", heads(3, 1, hidden_size=40, head_dim=16)),
@@ -126,6 +134,7 @@ CLASSES = dict(
     llama="Llama", mistral="Mistral", ministral3="Ministral3",
     qwen2="Qwen2", qwen3="Qwen3", qwen2_moe="Qwen2Moe", qwen3_moe="Qwen3Moe",
     mixtral="Mixtral", phi3="Phi3", gemma="Gemma", gemma2="Gemma2", gemma3_text="Gemma3Text", gemma3="Gemma3",
+    granite="Granite",
 )  # fmt: skip
 MODELS = {"internlm3": "LlamaForCausalLM", "gemma3_text": "Gemma3ForCausalLM", "gemma3": "Gemma3ForConditionalGeneration"}
 

@@ -607,6 +607,7 @@ def test_longrope_can_be_carried_for_the_way_back(made, tmp_path):
 PLAIN = {
     "llama": heads(4, 2),
     "mistral": heads(4, 2),
+    "granite": heads(4, 2, 16, **families.multipliers(16)),
     "qwen2": heads(4, 2),
     "qwen3": heads(4, 2),
     "qwen2_moe": heads(4, 2, **families.moe(3, 12, 20)),
@@ -624,6 +625,26 @@ def plain(tmp_path, family, cls=None, **changes):
     source = families.write(tmp_path / "in", Case(family, PLAIN[family]), f"plain {family}", cls=cls)
     families.change_config(source.path, lambda settings: {**settings, **changes})
     return source
+
+
+@pytest.mark.parametrize("kind", ["nemo", "megatron"])
+@pytest.mark.parametrize("key, value", [("embedding_multiplier", 12.0), ("residual_multiplier", 0.22), ("logits_scaling", 8.0)])
+def test_multipliers_of_granite_are_refused_by_name(key, value, kind, tmp_path):
+    source = plain(tmp_path, "granite", **{key: value})
+    assert_refused(source.path, tmp_path / "out", kind, key)
+
+
+@pytest.mark.parametrize("kind", ["nemo", "megatron"])
+@pytest.mark.parametrize("value", [1.0, 0.0078125])
+def test_the_attention_multiplier_of_granite_is_refused_or_kept(value, kind, tmp_path):
+    """It stands for the division by the root of the head size, here 4; megatron-core of late has a place for it."""
+    source = plain(tmp_path, "granite", attention_multiplier=value)
+    result = convert(source.path, tmp_path / "there", *NEEDS[kind], to=kind, code=(0, 5))
+    if result.code == 5:
+        assert "attention_multiplier" in result.err
+    else:
+        convert(tmp_path / "there", tmp_path / "back", "--vocab_size=97", to="hf")
+        assert torch.equal(models.logits(tmp_path / "back"), models.logits(source.path))
 
 
 HEADS = {

@@ -14,6 +14,7 @@
   ROW(kPhi3)                  \
   ROW(kGemma)                 \
   ROW(kGemma2)                \
+  ROW(kGranite)               \
   ROW(kGemma3)
 
 namespace reshard {
