@@ -79,6 +79,11 @@ CASES = {
         heads(4, 2, 16, **multipliers(16, embedding_multiplier=12.0, residual_multiplier=0.22, logits_scaling=8.0)),
         {"nemo": "multiplier|logits_scaling", "megatron": "multiplier|logits_scaling"},
     ),
+    "smollm3-rope": Case("smollm3", heads(6, 2, no_rope_layers=[1, 1, 1], num_hidden_layers=3)),
+    "smollm3-untied": Case("smollm3", heads(8, 1, no_rope_layers=[1, 1], tie_word_embeddings=False, **BIASED)),
+    "smollm3-no_rope": Case(
+        "smollm3", heads(4, 4, num_hidden_layers=5), {"nemo": "no_rope_layers", "megatron": "no_rope_layers"}
+    ),
     "qwen2-3x1": Case("qwen2", heads(3, 1, num_hidden_layers=3)),
     "qwen2-tied": Case("qwen2", heads(8, 1, tie_word_embeddings=True)),
     "qwen3-head_dim": Case("qwen3", heads(3, 1, hidden_size=40, head_dim=16)),
@@ -135,6 +140,7 @@ CLASSES = dict(
     qwen2="Qwen2", qwen3="Qwen3", qwen2_moe="Qwen2Moe", qwen3_moe="Qwen3Moe",
     mixtral="Mixtral", phi3="Phi3", gemma="Gemma", gemma2="Gemma2", gemma3_text="Gemma3Text", gemma3="Gemma3",
     granite="Granite",
+    smollm3="SmolLM3",
 )  # fmt: skip
 MODELS = {"internlm3": "LlamaForCausalLM", "gemma3_text": "Gemma3ForCausalLM", "gemma3": "Gemma3ForConditionalGeneration"}
 

@@ -608,6 +608,7 @@ PLAIN = {
     "llama": heads(4, 2),
     "mistral": heads(4, 2),
     "granite": heads(4, 2, 16, **families.multipliers(16)),
+    "smollm3": heads(4, 2, no_rope_layers=[1, 1]),
     "qwen2": heads(4, 2),
     "qwen3": heads(4, 2),
     "qwen2_moe": heads(4, 2, **families.moe(3, 12, 20)),
@@ -645,6 +646,12 @@ def test_the_attention_multiplier_of_granite_is_refused_or_kept(value, kind, tmp
     else:
         convert(tmp_path / "there", tmp_path / "back", "--vocab_size=97", to="hf")
         assert torch.equal(models.logits(tmp_path / "back"), models.logits(source.path))
+
+
+@pytest.mark.parametrize("kind", ["nemo", "megatron"])
+def test_layers_without_rope_are_refused_by_name(kind, tmp_path):
+    source = plain(tmp_path, "smollm3", no_rope_layers=[1, 0])
+    assert_refused(source.path, tmp_path / "out", kind, "no_rope_layers|rope")
 
 
 HEADS = {

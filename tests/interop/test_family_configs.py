@@ -243,6 +243,8 @@ CHANGED = {  # what a class computes differently by a key of its config, of whic
     "qwen3_moe renormalised": ("qwen3_moe", dict(norm_topk_prob=True)),
     "qwen3_moe top 1": ("qwen3_moe", dict(num_experts_per_tok=1)),
     "mixtral top 1": ("mixtral", dict(num_experts_per_tok=1)),
+    "smollm3 window": ("smollm3", dict(SLIDES, layer_types=MIXED)),
+    "smollm3 interval": ("smollm3", dict(no_rope_layers=None, no_rope_layer_interval=2)),
     "phi3 half": ("phi3", dict(rope_parameters=families.default_rope(partial_rotary_factor=0.5))),
     "llama half": ("llama", dict(rope_parameters=families.default_rope(partial_rotary_factor=0.5))),
     "qwen3 half": ("qwen3", dict(rope_parameters=families.default_rope(partial_rotary_factor=0.5))),

@@ -15,6 +15,7 @@
   ROW(kGemma)                 \
   ROW(kGemma2)                \
   ROW(kGranite)               \
+  ROW(kSmolLm3)               \
   ROW(kGemma3)
 
 namespace reshard {
