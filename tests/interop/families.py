@@ -84,6 +84,10 @@ CASES = {
     "smollm3-no_rope": Case(
         "smollm3", heads(4, 4, num_hidden_layers=5), {"nemo": "no_rope_layers", "megatron": "no_rope_layers"}
     ),
+    "seed_oss-qkv_bias": Case("seed_oss", heads(3, 1, hidden_size=40, head_dim=16)),
+    "seed_oss-all_biases": Case("seed_oss", heads(8, 1, attention_out_bias=True, mlp_bias=True, tie_word_embeddings=True)),
+    "seed_oss-no_bias": Case("seed_oss", heads(4, 4, attention_bias=False, num_hidden_layers=3)),
+    "seed_oss-o_bias": Case("seed_oss", heads(4, 2, attention_bias=True, attention_out_bias=True), NO_BIAS),
     "qwen2-3x1": Case("qwen2", heads(3, 1, num_hidden_layers=3)),
     "qwen2-tied": Case("qwen2", heads(8, 1, tie_word_embeddings=True)),
     "qwen3-head_dim": Case("qwen3", heads(3, 1, hidden_size=40, head_dim=16)),
@@ -141,6 +145,7 @@ CLASSES = dict(
     mixtral="Mixtral", phi3="Phi3", gemma="Gemma", gemma2="Gemma2", gemma3_text="Gemma3Text", gemma3="Gemma3",
     granite="Granite",
     smollm3="SmolLM3",
+    seed_oss="SeedOss",
 )  # fmt: skip
 MODELS = {"internlm3": "LlamaForCausalLM", "gemma3_text": "Gemma3ForCausalLM", "gemma3": "Gemma3ForConditionalGeneration"}
 

@@ -16,6 +16,7 @@
   ROW(kGemma2)                \
   ROW(kGranite)               \
   ROW(kSmolLm3)               \
+  ROW(kSeedOss)               \
   ROW(kGemma3)
 
 namespace reshard {
