@@ -88,6 +88,9 @@ CASES = {
     "seed_oss-all_biases": Case("seed_oss", heads(8, 1, attention_out_bias=True, mlp_bias=True, tie_word_embeddings=True)),
     "seed_oss-no_bias": Case("seed_oss", heads(4, 4, attention_bias=False, num_hidden_layers=3)),
     "seed_oss-o_bias": Case("seed_oss", heads(4, 2, attention_bias=True, attention_out_bias=True), NO_BIAS),
+    "ernie4_5-tied": Case("ernie4_5", heads(3, 1, 16, num_hidden_layers=3)),
+    "ernie4_5-untied": Case("ernie4_5", heads(8, 1, hidden_size=40, head_dim=8, tie_word_embeddings=False)),
+    "ernie4_5-biased": Case("ernie4_5", heads(4, 4, use_bias=True, tie_word_embeddings=True)),
     "qwen2-3x1": Case("qwen2", heads(3, 1, num_hidden_layers=3)),
     "qwen2-tied": Case("qwen2", heads(8, 1, tie_word_embeddings=True)),
     "qwen3-head_dim": Case("qwen3", heads(3, 1, hidden_size=40, head_dim=16)),
@@ -146,6 +149,7 @@ CLASSES = dict(
     granite="Granite",
     smollm3="SmolLM3",
     seed_oss="SeedOss",
+    ernie4_5="Ernie4_5",
 )  # fmt: skip
 MODELS = {"internlm3": "LlamaForCausalLM", "gemma3_text": "Gemma3ForCausalLM", "gemma3": "Gemma3ForConditionalGeneration"}
 

@@ -610,6 +610,7 @@ PLAIN = {
     "granite": heads(4, 2, 16, **families.multipliers(16)),
     "smollm3": heads(4, 2, no_rope_layers=[1, 1]),
     "seed_oss": heads(4, 2),
+    "ernie4_5": heads(4, 2),
     "qwen2": heads(4, 2),
     "qwen3": heads(4, 2),
     "qwen2_moe": heads(4, 2, **families.moe(3, 12, 20)),

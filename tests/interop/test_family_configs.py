@@ -251,6 +251,7 @@ CHANGED = {  # what a class computes differently by a key of its config, of whic
     "llama dynamic": ("llama", dict(rope_parameters=dict(rope_type="dynamic", rope_theta=10000.0, factor=6.0), max_position_embeddings=16)),
     "phi3 linear": ("llama", dict(rope_parameters=models.LINEAR_ROPE)),
     "gemma linear": ("gemma", dict(rope_parameters=models.LINEAR_ROPE)),
+    "ernie4_5 linear": ("ernie4_5", dict(rope_parameters=models.LINEAR_ROPE)),
     "mixtral linear": ("mixtral", dict(rope_parameters=models.LINEAR_ROPE)),
     "qwen3_moe linear": ("qwen3_moe", dict(rope_parameters=models.LINEAR_ROPE)),
     "ministral3 scaled queries": ("ministral3", dict(rope_parameters=families.ministral_rope(llama_4_scaling_beta=0.5, original_max_position_embeddings=8))),

@@ -17,6 +17,7 @@
   ROW(kGranite)               \
   ROW(kSmolLm3)               \
   ROW(kSeedOss)               \
+  ROW(kErnie45)               \
   ROW(kGemma3)
 
 namespace reshard {
