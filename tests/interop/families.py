@@ -91,6 +91,9 @@ CASES = {
     "ernie4_5-tied": Case("ernie4_5", heads(3, 1, 16, num_hidden_layers=3)),
     "ernie4_5-untied": Case("ernie4_5", heads(8, 1, hidden_size=40, head_dim=8, tie_word_embeddings=False)),
     "ernie4_5-biased": Case("ernie4_5", heads(4, 4, use_bias=True, tie_word_embeddings=True)),
+    "internlm3-8x1": Case("internlm3", heads(8, 1)),
+    "internlm3-biased": Case("internlm3", heads(6, 2, **BIASED, num_hidden_layers=3)),
+    "internlm3-tied": Case("internlm3", heads(4, 4, tie_word_embeddings=True)),
     "qwen2-3x1": Case("qwen2", heads(3, 1, num_hidden_layers=3)),
     "qwen2-tied": Case("qwen2", heads(8, 1, tie_word_embeddings=True)),
     "qwen3-head_dim": Case("qwen3", heads(3, 1, hidden_size=40, head_dim=16)),
@@ -150,6 +153,7 @@ CLASSES = dict(
     smollm3="SmolLM3",
     seed_oss="SeedOss",
     ernie4_5="Ernie4_5",
+    internlm3="InternLM3",
 )  # fmt: skip
 MODELS = {"internlm3": "LlamaForCausalLM", "gemma3_text": "Gemma3ForCausalLM", "gemma3": "Gemma3ForConditionalGeneration"}
 

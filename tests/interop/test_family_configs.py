@@ -142,7 +142,7 @@ def sparse(folder, family):
 
 
 @pytest.mark.parametrize("kind", ["nemo", "megatron"])
-@pytest.mark.parametrize("family", [*PLAIN, "ministral3"])
+@pytest.mark.parametrize("family", [*PLAIN, "ministral3", "internlm3"])
 def test_keys_that_are_absent_have_the_defaults_of_the_class(family, kind, tmp_path):
     settings = PLAIN.get(family, heads(4, 2, rope_parameters=families.ministral_rope()) if family == "ministral3" else heads(4, 2))
     default = getattr(transformers, families.CLASSES[family] + "Config")()

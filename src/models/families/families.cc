@@ -18,6 +18,7 @@
   ROW(kSmolLm3)               \
   ROW(kSeedOss)               \
   ROW(kErnie45)               \
+  ROW(kInternlm3)             \
   ROW(kGemma3)
 
 namespace reshard {
