@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Makes a Llama-shaped HuggingFace folder to measure with: random finite bf16 values, or no data at all.
+"""Makes a HuggingFace folder to measure with, a Llama, a Mixtral or a Qwen3-MoE: random finite bf16 values, or no data.
 
-    make_model.py FOLDER --shape=small|70b|405b|deep [--layers=N] [--shard_bytes=N] [--sparse]
+    make_model.py FOLDER --shape=SHAPE [--layers=N] [--shard_bytes=N] [--sparse]
 
 --sparse writes every shard's header and leaves its data a hole, so that a model larger than the disk has its true
 file sizes; it reads as zeros. The index is written last: a folder that has one is complete, and is left as it is.
@@ -27,6 +27,15 @@ class Shape(typing.NamedTuple):
     heads: int
     groups: int
     vocabulary: int = 128256
+    head: int = 0  # its size; 0: hidden / heads
+    experts: int = 0
+    expert_ffn: int = 0
+    class_name: str = "LlamaForCausalLM"
+    model_type: str = "llama"
+
+    @property
+    def head_size(self):
+        return self.head or self.hidden // self.heads
 
 
 SHAPES = {
@@ -34,12 +43,19 @@ SHAPES = {
     "70b": Shape(layers=80, hidden=8192, ffn=28672, heads=64, groups=8),
     "405b": Shape(layers=126, hidden=16384, ffn=53248, heads=128, groups=8),
     "deep": Shape(layers=1000, hidden=64, ffn=128, heads=4, groups=2, vocabulary=1024),
+    "mixtral-8x22b": Shape(56, 6144, 16384, 48, 8, 32768, 128, 8, 16384, "MixtralForCausalLM", "mixtral"),
+    "qwen3-235b": Shape(94, 4096, 12288, 64, 4, 151936, 128, 128, 1536, "Qwen3MoeForCausalLM", "qwen3_moe"),
+    # 100,000 tensors: Qwen3-235B with more experts
+    "100k": Shape(94, 256, 512, 4, 2, 1024, 64, 352, 64, "Qwen3MoeForCausalLM", "qwen3_moe"),
 }
 
 
 def config(shape):
-    return {
-        "architectures": ["LlamaForCausalLM"],
+    experts = {"num_experts": shape.experts, "moe_intermediate_size": shape.expert_ffn, "num_experts_per_tok": 8, "norm_topk_prob": True}
+    if shape.model_type == "mixtral":
+        experts = {"num_local_experts": shape.experts, "num_experts_per_tok": 2}
+    return (experts if shape.experts else {}) | {
+        "architectures": [shape.class_name],
         "attention_bias": False,
         "bos_token_id": 128000,
         "eos_token_id": 128001,
@@ -49,7 +65,8 @@ def config(shape):
         "intermediate_size": shape.ffn,
         "max_position_embeddings": 8192,
         "mlp_bias": False,
-        "model_type": "llama",
+        "model_type": shape.model_type,
+        "head_dim": shape.head_size,
         "num_attention_heads": shape.heads,
         "num_hidden_layers": shape.layers,
         "num_key_value_heads": shape.groups,
@@ -65,19 +82,24 @@ def config(shape):
 
 def tensors(shape):
     """Name -> dimensions, in state dict order."""
-    hidden, ffn = shape.hidden, shape.ffn
-    key_value = hidden // shape.heads * shape.groups
+    hidden, ffn, head = shape.hidden, shape.ffn, shape.head_size
     layer = {
-        "self_attn.q_proj": (hidden, hidden),
-        "self_attn.k_proj": (key_value, hidden),
-        "self_attn.v_proj": (key_value, hidden),
-        "self_attn.o_proj": (hidden, hidden),
-        "mlp.gate_proj": (ffn, hidden),
-        "mlp.up_proj": (ffn, hidden),
-        "mlp.down_proj": (hidden, ffn),
-        "input_layernorm": (hidden,),
-        "post_attention_layernorm": (hidden,),
+        "self_attn.q_proj": (shape.heads * head, hidden),
+        "self_attn.k_proj": (shape.groups * head, hidden),
+        "self_attn.v_proj": (shape.groups * head, hidden),
+        "self_attn.o_proj": (hidden, shape.heads * head),
     }
+    if shape.model_type == "qwen3_moe":
+        layer |= {"self_attn.q_norm": (head,), "self_attn.k_norm": (head,)}
+    module, gate, up, down = "mlp", "gate_proj", "up_proj", "down_proj"
+    if shape.model_type == "mixtral":
+        module, gate, up, down = "block_sparse_moe", "w1", "w3", "w2"
+    if shape.experts:
+        layer[f"{module}.gate"] = (shape.experts, hidden)
+    for place in [f".experts.{n}" for n in range(shape.experts)] or [""]:
+        width = shape.expert_ffn if shape.experts else ffn
+        layer |= {f"{module}{place}.{name}": (width, hidden) for name in (gate, up)} | {f"{module}{place}.{down}": (hidden, width)}
+    layer |= {"input_layernorm": (hidden,), "post_attention_layernorm": (hidden,)}
     table = {"model.embed_tokens.weight": (shape.vocabulary, hidden)}
     for n in range(shape.layers):
         table |= {f"model.layers.{n}.{name}.weight": dimensions for name, dimensions in layer.items()}

@@ -275,6 +275,12 @@ def measure_planning(table, runs):
     ranks = ["--to=trtllm", "--tp_size=8", "--pp_size=2", "--json"]
     done = median([run([RESHARD, "plan", hf, WORK / "out", *ranks]) for _ in range(runs)])
     table.add("`plan` of HF -> TensorRT-LLM, 405B, TP 8, PP 2", "warm", f"{done.seconds:.3f}", peak=mib(done.peak))
+    for shape in ("mixtral-8x22b", "qwen3-235b", "100k"):
+        sparse = model(shape, None, "--sparse")
+        for to in (["nemo", "--nemo_weights=torch_dist"], ["megatron"], ["hf"]):
+            plan = [RESHARD, "plan", sparse, WORK / "out", f"--to={to[0]}", *to[1:], f"--hf_model_name={sparse}", "--json"]
+            done = median([run(plan) for _ in range(runs)])
+            table.add(f"`plan` of HF -> {' '.join(to)}, {shape}", "warm", f"{done.seconds:.3f}", peak=mib(done.peak))
     done = median([run([RESHARD, "--version"]) for _ in range(50)])
     table.add("`--version`, median of 50", "warm", f"{done.seconds:.4f}", peak=mib(done.peak))
     floor = median([run(["true"]) for _ in range(50)])

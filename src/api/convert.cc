@@ -156,8 +156,7 @@ struct Conversion::State {
     if (options.trtllm.remove_duplicated_kv_heads) open.kv_copies = 2;
     CheckTargetPath(io, options.input, Place());
     source = OpenCheckpoint(io, options.input, options.from, open);
-    CheckPlanFits(options.run, std::max(source.tensors.size(), source.files.size()),
-                  kind.ranks(source.model, source, target)[0].stacks_layers);
+    CheckPlanFits(options.run, Pieces(), target.weights == "zarr" ? Pieces() + ExpertObjects() : 0);
     RefuseComparison();
     planned = MakePlan(io, source, kind, target);
     CheckNames();
@@ -183,6 +182,14 @@ struct Conversion::State {
                               source.quantised.what))
           .At("reading", options.input);
   }
+
+  // Of the plan that is to be made: one for each part, or for what the source cuts them into.
+  uint64_t Pieces() const {
+    return std::max({uint64_t{PartsOf(source.model)}, uint64_t{source.tensors.size()}, uint64_t{source.files.size()}});
+  }
+
+  // Files that Megatron's loaders ask for besides the weights, in formats with a file for each: two an expert.
+  uint64_t ExpertObjects() const { return 2 * source.model.sizes['L'] * source.model.sizes['E']; }
 
   // Records are JSON, in which every name has to be text.
   void CheckNames() const {

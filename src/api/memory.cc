@@ -60,8 +60,8 @@ ExecuteOptions FitWorkers(const RunOptions& options, const std::function<uint64_
   return fitted;
 }
 
-void CheckPlanFits(const RunOptions& options, uint64_t pieces, bool a_file_each) {
-  const uint64_t need = ResidentMemory() + pieces * (kPlanPerPiece + (a_file_each ? kPlanPerFile : 0));
+void CheckPlanFits(const RunOptions& options, uint64_t pieces, uint64_t files) {
+  const uint64_t need = ResidentMemory() + pieces * kPlanPerPiece + files * kPlanPerFile;
   if (need > options.max_memory)
     throw Error(Code::kInvalidArgument,
                 fmt::format("--max_memory is {} bytes, expected at least {}MiB for a plan of {} pieces",

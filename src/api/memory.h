@@ -21,9 +21,9 @@ bool ExceedHalfOfRam(const std::vector<SourceFile>& files);
 // the user gave is kept. Errors: kInvalidArgument with the memory that would do.
 ExecuteOptions FitWorkers(const RunOptions& options, const std::function<uint64_t(uint64_t)>& worker_bytes);
 
-// Refuses a plan before it is made. It is of so many stored pieces, and of as many files where the target has a file
-// for each. Errors: kInvalidArgument with the memory that would do.
-void CheckPlanFits(const RunOptions& options, uint64_t pieces, bool a_file_each);
+// Refuses a plan before it is made, of so many stored pieces and files. Errors: kInvalidArgument with the memory that
+// would do.
+void CheckPlanFits(const RunOptions& options, uint64_t pieces, uint64_t files);
 
 // What readers may hold of one of `checkpoints` that are open at a time.
 OpenOptions OpenWithin(const RunOptions& options, unsigned checkpoints);

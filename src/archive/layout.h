@@ -3,15 +3,44 @@
 
 #include <array>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <string_view>
+#include <unordered_map>
 #include <vector>
 
 namespace reshard {
 
+// A text of which copies share one place in memory: a plan may have the same header for thousands of items.
+class SharedText {
+ public:
+  SharedText(std::string text) : text_(std::make_shared<std::string>(std::move(text))) {}
+  SharedText(const char* text) : SharedText(std::string(text)) {}
+
+  operator const std::string&() const { return *text_; }
+  const std::string& text() const { return *text_; }
+  size_t size() const { return text_->size(); }
+  const char* data() const { return text_->data(); }
+  void Append(std::string_view more);  // to this copy alone
+
+  friend bool operator==(const SharedText& text, std::string_view other) { return *text.text_ == other; }
+
+ private:
+  std::shared_ptr<std::string> text_;
+};
+
 struct Literal {
   uint64_t offset = 0;
-  std::string bytes;
+  SharedText bytes;
+};
+
+// Makes equal literals share their text.
+class LiteralPool {
+ public:
+  void Share(Literal& literal);
+
+ private:
+  std::unordered_map<std::string_view, SharedText> texts_;
 };
 
 // The CRC-32 of a range of bytes, which stands at two places behind it, little-endian: a zip has it behind each

@@ -41,7 +41,7 @@ std::string TorchZip(std::string_view stem, std::string_view pickle) {
   zip.Add("version", "3\n");
   zip.Add(".data/serialization_id", id);
   zip.Finish();
-  return std::move(file.literals[0].bytes);
+  return file.literals[0].bytes;
 }
 
 }  // namespace reshard

@@ -230,10 +230,10 @@ TEST(ZipLayout, UsesWideFieldsWhereNumbersNeedThem) {
     // The local header has the size, and zeros for what it takes when it is stored, which torch does not know yet.
     std::string field = "\x01\x00\x10\x00"s;
     AppendLittle<uint64_t>(field, size);
-    EXPECT_EQ(file.literals[0].bytes.find(field + std::string(8, '\0')) != std::string::npos, is_wide);
+    EXPECT_EQ(file.literals[0].bytes.text().find(field + std::string(8, '\0')) != std::string::npos, is_wide);
     const std::string& between = file.literals[1].bytes;  // descriptor, second local header
     EXPECT_EQ(between.find("PK\3\4"), is_wide ? 24u : 16u);
-    EXPECT_EQ(file.literals.back().bytes.find("PK\1\2", 1) != std::string::npos, true);
+    EXPECT_EQ(file.literals.back().bytes.text().find("PK\1\2", 1) != std::string::npos, true);
     EXPECT_EQ(between.find("\x01\x00\x08\x00"s, 24 + 30) != std::string::npos, true);  // the second's offset
   }
 }

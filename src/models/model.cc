@@ -200,17 +200,27 @@ std::vector<ModelRow> RowsOf(const Model& model) {
   return rows;
 }
 
+namespace {
+
+// How many parts a row is of.
+uint64_t PartsOf(const ModelRow& row, const Model& model) {
+  if (row.row->scope == Scope::kGlobal) return 1;
+  const auto layers = std::count_if(model.layers.begin(), model.layers.end(), [&](LayerKind k) { return row.IsOn(k); });
+  return static_cast<uint64_t>(layers) * (row.row->scope == Scope::kExpert ? model.sizes['E'] : 1);
+}
+
+}  // namespace
+
+uint64_t PartsOf(const Model& model) {
+  uint64_t parts = 0;
+  for (const ModelRow& row : RowsOf(model)) parts += PartsOf(row, model);
+  return parts;
+}
+
 uint64_t ParametersOf(const Model& model) {
   uint64_t parameters = 0;
-  for (const ModelRow& row : RowsOf(model)) {
-    if (model.tied && row.row->role == "head") continue;
-    const auto on = [&](LayerKind kind) { return row.IsOn(kind); };
-    uint64_t parts = 1;
-    if (row.row->scope != Scope::kGlobal)
-      parts = static_cast<uint64_t>(std::count_if(model.layers.begin(), model.layers.end(), on));
-    if (row.row->scope == Scope::kExpert) parts *= model.sizes['E'];
-    parameters += parts * ElementCount(row.shape);
-  }
+  for (const ModelRow& row : RowsOf(model))
+    if (!(model.tied && row.row->role == "head")) parameters += PartsOf(row, model) * ElementCount(row.shape);
   return parameters;
 }
 

@@ -62,6 +62,9 @@ struct ModelRow {
 // The rows whose flags are set, in table order.
 std::vector<ModelRow> RowsOf(const Model& model);
 
+// How many parts it has.
+uint64_t PartsOf(const Model& model);
+
 // Elements of all parts, each once however often it is stored: what people call the size of a model.
 uint64_t ParametersOf(const Model& model);
 

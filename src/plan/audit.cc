@@ -134,7 +134,8 @@ bool IsZeros(const FileLayout& file, uint64_t place) {
                                        [](uint64_t at, const Literal& literal) { return at < literal.offset; });
   if (behind == file.literals.begin()) return false;
   const Literal& literal = *(behind - 1);
-  return literal.bytes.compare(place - literal.offset, sizeof(uint32_t), std::string(sizeof(uint32_t), '\0')) == 0;
+  const std::string& text = literal.bytes;
+  return text.compare(place - literal.offset, sizeof(uint32_t), std::string(sizeof(uint32_t), '\0')) == 0;
 }
 
 // The places of a checksum lie behind its range, so that one pass over the file can fill them in.

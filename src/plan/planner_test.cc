@@ -64,8 +64,7 @@ class PlanOfALlama : public testing::Test {
     FileLayout layout = safetensors::LayOut("model.safetensors", pointers, 0);
     std::string bytes(layout.size, '\1');
     for (const Literal& literal : layout.literals)
-      std::copy(literal.bytes.begin(), literal.bytes.end(),
-                bytes.begin() + static_cast<std::ptrdiff_t>(literal.offset));
+      bytes.replace(literal.offset, literal.bytes.size(), literal.bytes.text());
     WriteWholeFile(PosixIo(), JoinPath(folder_, "model.safetensors"), bytes);
     WriteWholeFile(PosixIo(), JoinPath(folder_, "config.json"), kConfig);
   }
@@ -202,7 +201,8 @@ TEST_F(PlanOfALlama, MustFillFilesOfTheirSize) {
       EXPECT_THAT(Audit(With(plan, [&](Plan& damaged) { --damaged.files[i].size; })), Not(IsEmpty()));
       if (plan.files[i].literals.empty()) continue;
       EXPECT_THAT(Audit(With(plan, [&](Plan& damaged) { damaged.files[i].literals.pop_back(); })), Not(IsEmpty()));
-      EXPECT_THAT(Audit(With(plan, [&](Plan& damaged) { damaged.files[i].literals[0].bytes += ' '; })), Not(IsEmpty()));
+      EXPECT_THAT(Audit(With(plan, [&](Plan& damaged) { damaged.files[i].literals[0].bytes.Append(" "); })),
+                  Not(IsEmpty()));
     }
     Plan cut_off = plan;
     --cut_off.sources[0].size;  // the last tensor ends where the file does

@@ -172,7 +172,8 @@ class Writer {
   void AddObject(const std::string& key) {
     FileLayout& file = Next(object_.size());
     const uint64_t begin = file.size;
-    file.Append(object_);
+    file.literals.push_back({begin, object_});
+    file.size += object_.size();
     metadata_.objects.push_back({key, Number(), {begin, object_.size()}});
   }
 
@@ -213,7 +214,10 @@ class Writer {
   void AddItem(const Box& box, StoredTensor& tensor, Tensor& added) {
     FileLayout& file = Next(ElementCount(box.shape) * ItemSize(tensor.dtype));
     const uint64_t begin = file.size;
+    const size_t before = file.literals.empty() ? 0 : file.literals.size() - 1;
     const uint64_t offset = torch_pickle::AppendTensor(file, tensor, box.shape);
+    // All but the last, which what comes next makes longer, are the same for items of one shape.
+    for (size_t i = before; i + 1 < file.literals.size(); ++i) pool_.Share(file.literals[i]);
     tensor.chunks.push_back({box, RowMajorStrides(box.shape), static_cast<uint32_t>(files_.size() - 1), offset});
     added.items.push_back({begin, file.size - begin});
   }
@@ -221,7 +225,8 @@ class Writer {
   const std::string& folder_;
   std::vector<FileLayout>& files_;
   const size_t first_;
-  const std::string object_ = TorchZip("archive", kPickledListOfNone);
+  const SharedText object_{TorchZip("archive", kPickledListOfNone)};
+  LiteralPool pool_;
   Metadata metadata_;
 };
 
