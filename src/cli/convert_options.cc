@@ -51,12 +51,13 @@ std::vector<OptionRow> ConvertRows() {
        "nemo nemo2 megatron trtllm"},
       {"--untie_embeddings", "", kConvert, "write the head of a tied model as a tensor of its own",
        [](Options& o, const std::string&) { o.convert.untie_embeddings = true; }},
-      {"--allow_rope", "config_only", kConvert, "store rope settings that no NeMo model reads, for the way back",
+      {"--allow_rope", "config_only", kConvert,
+       "nemo and megatron: store rope settings that no such model\nreads, for the way back",
        [](Options& o, const std::string& v) {
          OneOf("--allow_rope", v, {"config_only"});
          o.convert.rope_config_only = true;
        },
-       "", "nemo"},
+       "", "nemo megatron"},
       {"--allow_overflow", "", kConvert, "publish although a cast made finite values infinite",
        [](Options& o, const std::string&) { o.convert.allow_overflow = true; }},
       {"--max_shard_size", "SIZE", kConvert, "the most bytes of one safetensors file, 10GB by default",

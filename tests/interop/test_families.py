@@ -593,12 +593,13 @@ def test_sizes_of_experts_are_for_models_that_have_some(option, tmp_path):
         assert mapping["moe_tp_size"] * mapping["moe_ep_size"] == 2
 
 
-def test_longrope_can_be_carried_for_the_way_back(made, tmp_path):
+@pytest.mark.parametrize("kind", ["nemo", "megatron"])
+def test_longrope_can_be_carried_for_the_way_back(kind, made, tmp_path):
     source = made.source("phi3-longrope")
-    convert(source.path, tmp_path / "nemo", *NEEDS["nemo"], "--allow_rope=config_only", to="nemo")
-    convert(tmp_path / "nemo", tmp_path / "out", f"--hf_model_name={source.path}", to="hf")
+    convert(source.path, tmp_path / "there", *NEEDS[kind], "--allow_rope=config_only", to=kind)
+    convert(tmp_path / "there", tmp_path / "out", f"--hf_model_name={source.path}", to="hf")
     assert_is(source, tmp_path / "out")
-    convert(tmp_path / "nemo", tmp_path / "derived", "--vocab_size=97", to="hf")
+    convert(tmp_path / "there", tmp_path / "derived", "--vocab_size=97", to="hf")
     assert_is_without_a_template(made, "phi3-longrope", tmp_path / "derived")
 
 

@@ -106,6 +106,7 @@ Json RopeScaling(const ConfigReader& reader) {
   const Json linear = reader.Positive("seq_len_interpolation_factor", LinearFactor(reader));
   const Json factor = reader.Positive("scale_factor", nullptr);
   const bool llama3 = reader.Bool("rope_scaling", false);
+  if (const Json& stored = reader.At(kStoredRope); !stored.is_null()) return RopeScalingOf(stored, reader.path());
   if (int(!linear.is_null()) + int(!factor.is_null()) + int(llama3) > 1)
     throw Error(Code::kMismatch,
                 "more than one of seq_len_interpolation_factor, rope_scaling and scale_factor, expected at most one")
@@ -196,7 +197,12 @@ bool HasLlama3Rope(const Model& model) {
   return !scaling.is_null() && scaling["rope_type"] == "llama3";
 }
 
-Json McoreConfigOf(const Model& model, const McoreDialect& dialect) {
+bool HasMcoreRope(const Model& model) {
+  const Json& scaling = model.hyper.rope_scaling;
+  return scaling.is_null() || HasLlama3Rope(model) || scaling["rope_type"] == "linear";
+}
+
+Json McoreConfigOf(const Model& model, const McoreDialect& dialect, bool keeps_rope) {
   const Sizes& sizes = model.sizes;
   const HyperParameters& hyper = model.hyper;
   if (!hyper.hf_only.empty()) NoPlaceIn(dialect, hyper.hf_only);
@@ -229,7 +235,10 @@ Json McoreConfigOf(const Model& model, const McoreDialect& dialect) {
       model, MegatronDialectOf::kMcore, [&](const std::string& what) { NoPlaceIn(dialect, what); }, config);
   const Json& scaling = hyper.rope_scaling;
   if (scaling.is_null() || HasLlama3Rope(model)) return config;
-  if (scaling["rope_type"] != "linear") NoPlaceIn(dialect, fmt::format("rope scaling {}", ScalingInWords(scaling)));
+  if (!HasMcoreRope(model)) {
+    if (!keeps_rope) NoPlaceIn(dialect, fmt::format("rope scaling {}", ScalingInWords(scaling)));
+    return config;
+  }
   config[std::string(LinearFactorKey(*model.family))] = scaling["factor"];
   return config;
 }

@@ -24,8 +24,13 @@ Model ModelFromMcoreConfig(const Json& config, const std::string& path, const Mc
                            const NemoEmbedding& embedding, const NemoHints& hints, NemoDoubts& doubts);
 
 // The keys that say what a model is, but for llama3's rope scaling, which every kind says in its own way, and the
-// dtype. Errors: kUnsupported for what has no place, named.
-Json McoreConfigOf(const Model& model, const McoreDialect& dialect);
+// dtype. Errors: kUnsupported for what has no place, named; of a rope scaling that is to be kept beside it (under
+// kStoredRope) only.
+Json McoreConfigOf(const Model& model, const McoreDialect& dialect, bool keeps_rope = false);
+constexpr const char* kStoredRope = "hf_rope_scaling";
+
+// Whether megatron-core computes positions as the model does.
+bool HasMcoreRope(const Model& model);
 
 // The name of the model's family where a reader of `config`, complete and with functions as texts, would take another;
 // else null. It belongs under kFamilyKey.

@@ -122,7 +122,7 @@ LaidOut LayOut(Io& io, const Checkpoint& source, const Model& model, const Targe
   const std::string folder = IterationName(kIteration);
   MegatronConfigTexts texts;
   try {
-    texts = MegatronConfigOf(model, {MainDtype(tensors), tokenizer.name, kIteration});
+    texts = MegatronConfigOf(model, {MainDtype(tensors), tokenizer.name, kIteration, options.rope_config_only});
   } catch (Error& error) {
     throw error.At("reading", source.config_path);
   }

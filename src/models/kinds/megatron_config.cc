@@ -44,7 +44,8 @@ MegatronConfig ReadRunConfig(Io& io, std::string path, const OpenOptions& option
   if (!run.is_object() || !run.contains("model") || !run["model"].is_object())
     throw Error(Code::kCorrupt, "no mapping 'model', expected one").At("reading", read.path);
   read.config = Flat(run["model"]);
-  if (run.contains(kFamilyKey)) read.config[kFamilyKey] = run[kFamilyKey];
+  for (const char* key : {kFamilyKey, kStoredRope})
+    if (run.contains(key)) read.config[key] = run[key];
   if (auto target = read.config.find("_target_"); target != read.config.end() && target->is_string())
     read.family = FamilyOfBridge(target->get<std::string>());
   ReplaceMcoreNames(read.config);
@@ -272,7 +273,7 @@ void AddArguments(const Json& arguments, const MegatronConfigOptions& options, P
 std::string CommonPickle(const Model& model, const Json& config, const MegatronConfigOptions& options) {
   Pickler pickler;
   pickler.Open('}');
-  if (model.family->megatron.arguments && config.value("softmax_scale", Json()).is_null())
+  if (model.family->megatron.arguments && config.value("softmax_scale", Json()).is_null() && HasMcoreRope(model))
     AddArguments(ArgumentsFor(model, config, options), options, pickler);
   pickler.Text("checkpoint_version");
   pickler.Value(3.0);
@@ -317,6 +318,7 @@ std::string RunConfigText(const Model& model, const Json& config, const Json& fa
                 {"save_rng", false},
                 {"fully_parallel_save", false}}}};
   if (!family.is_null()) run[kFamilyKey] = family;
+  if (!HasMcoreRope(model)) run[kStoredRope] = model.hyper.rope_scaling;
   return EmitYaml(run);
 }
 
@@ -336,8 +338,9 @@ MegatronConfig ReadMegatronConfig(Io& io, const std::string& folder, const OpenO
 }
 
 MegatronConfigTexts MegatronConfigOf(const Model& model, const MegatronConfigOptions& options) {
-  const McoreDialect dialect = MegatronDialect(model.family);
-  Json config = McoreConfigOf(model, dialect);
+  McoreDialect dialect = MegatronDialect(model.family);
+  if (!HasMcoreRope(model)) dialect.refuge = "the hf kind; or --allow_rope=config_only stores it for the way back";
+  Json config = McoreConfigOf(model, dialect, options.rope_config_only);
   if (HasLlama3Rope(model)) {
     const Json& scaling = model.hyper.rope_scaling;
     if (scaling != Llama3Scaling(scaling["factor"])) NoPlaceIn(dialect, fmt::format("rope scaling {}", scaling.dump()));

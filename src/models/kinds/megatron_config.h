@@ -27,6 +27,7 @@ struct MegatronConfigOptions {
   Dtype dtype = Dtype::kBF16;
   std::string tokenizer;  // and the model that it is of: a folder, or a name of the hub; empty: nobody says
   uint64_t iteration = 1;
+  bool rope_config_only = false;  // store rope settings that no Megatron model reads, for the way back
 };
 
 // run_config.yaml, and the pickle (protocol 2) of common.pt: arguments, version and iteration. Errors: kUnsupported
