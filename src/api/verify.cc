@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <map>
 
 #include "api/memory.h"
 #include "api/open.h"
@@ -63,12 +64,18 @@ void SettleTie(Checkpoint& a, Checkpoint& b) {
 }
 
 void CompareHyperParameters(const Checkpoint& a, const Checkpoint& b, VerifyReport& report) {
-  auto left = HyperParametersOf(a.model), right = HyperParametersOf(b.model);
-  for (size_t i = 0; i < left.size(); ++i) {
+  std::vector<std::string> names;
+  std::map<std::string, Json> left, right;  // what one does not have is null
+  for (auto [model, values] : {std::pair{&a.model, &left}, std::pair{&b.model, &right}}) {
+    for (auto& [name, value] : HyperParametersOf(*model)) {
+      if (std::find(names.begin(), names.end(), name) == names.end()) names.push_back(name);
+      (*values)[name] = std::move(value);
+    }
+  }
+  for (const std::string& name : names) {
     // Rows that only one vocabulary has are compared with zeros: as padding they do not count.
-    if (left[i].second == right[i].second || left[i].first == "vocab_size") continue;
-    if (IsUnsaid(a, left[i].first) || IsUnsaid(b, left[i].first)) continue;
-    report.hyperparameters.push_back({left[i].first, left[i].second.dump(), right[i].second.dump()});
+    if (left[name] == right[name] || name == "vocab_size" || IsUnsaid(a, name) || IsUnsaid(b, name)) continue;
+    report.hyperparameters.push_back({name, left[name].dump(), right[name].dump()});
     report.equal = false;
   }
 }
@@ -119,27 +126,50 @@ std::vector<uint64_t> HashFiles(Io& io, const std::vector<NamedSize>& files, con
   return hashes;
 }
 
+// What only some families have.
+static std::vector<std::pair<std::string, Json>> OwnHyperParametersOf(const Model& model) {
+  const HyperParameters& hyper = model.hyper;
+  std::vector<std::pair<std::string, Json>> own;
+  for (auto [name, letter] : {std::pair{"num_experts", 'E'}, std::pair{"moe_intermediate_size", 'M'},
+                              std::pair{"shared_expert_intermediate_size", 'S'}})
+    if (const uint64_t size = model.sizes[letter]) own.emplace_back(name, size);
+  if (!model.IsUniform()) {
+    Json dense = Json::array();
+    for (size_t layer = 0; layer < model.layers.size(); ++layer)
+      if (model.layers[layer] == LayerKind::kDense) dense.push_back(layer);
+    own.emplace_back("layers_without_experts", std::move(dense));
+  }
+  if (!hyper.rope_local_theta.is_null()) own.emplace_back("rope_local_theta", hyper.rope_local_theta);
+  if (hyper.rotary_percent != 1.0) own.emplace_back("partial_rotary_factor", hyper.rotary_percent);
+  for (const ConfigKey& key : model.family->keys)
+    if (!key.size && !key.of_training) own.emplace_back(std::string(key.hf), hyper.more.value(key.hf, Json()));
+  return own;
+}
+
 std::vector<std::pair<std::string, Json>> HyperParametersOf(const Model& model) {
   const Sizes& sizes = model.sizes;
   const HyperParameters& hyper = model.hyper;
-  return {{"vocab_size", sizes['V']},
-          {"hidden_size", sizes['H']},
-          {"intermediate_size", sizes['F']},
-          {"num_hidden_layers", sizes['L']},
-          {"num_attention_heads", sizes['A']},
-          {"num_key_value_heads", sizes['G']},
-          {"head_dim", sizes['D']},
-          {"max_position_embeddings", hyper.max_position_embeddings},
-          {"rms_norm_eps", hyper.rms_norm_eps},
-          {"rope_theta", hyper.rope_theta},
-          {"rope_scaling", hyper.rope_scaling},
-          {"sliding_window", hyper.sliding_window},
-          {"hf_only", hyper.hf_only.empty() ? Json(nullptr) : Json(hyper.hf_only)},
-          {"tie_word_embeddings", model.tied},
-          {"qkv_bias", model.Has("qkv_bias")},
-          {"o_bias", model.Has("o_bias")},
-          {"mlp_bias", model.Has("mlp_bias")},
-          {"qk_norm", model.Has("qk_norm")}};
+  std::vector<std::pair<std::string, Json>> all = {
+      {"vocab_size", sizes['V']},
+      {"hidden_size", sizes['H']},
+      {"intermediate_size", sizes['F']},
+      {"num_hidden_layers", sizes['L']},
+      {"num_attention_heads", sizes['A']},
+      {"num_key_value_heads", sizes['G']},
+      {"head_dim", sizes['D']},
+      {"max_position_embeddings", hyper.max_position_embeddings},
+      {"rms_norm_eps", hyper.rms_norm_eps},
+      {"rope_theta", hyper.rope_theta},
+      {"rope_scaling", hyper.rope_scaling},
+      {"sliding_window", hyper.sliding_window},
+      {"hf_only", hyper.hf_only.empty() ? Json(nullptr) : Json(hyper.hf_only)},
+      {"tie_word_embeddings", model.tied},
+      {"qkv_bias", model.Has("qkv_bias")},
+      {"o_bias", model.Has("o_bias")},
+      {"mlp_bias", model.Has("mlp_bias")},
+      {"qk_norm", model.Has("qk_norm")}};
+  for (const auto& [name, value] : OwnHyperParametersOf(model)) all.emplace_back(name, value);
+  return all;
 }
 
 VerifyReport VerifyCheckpoints(Io& io, Checkpoint a, Checkpoint b, const RunOptions& options,

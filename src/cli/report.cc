@@ -41,24 +41,29 @@ constexpr const char* kWipe = "\r\033[K";  // what stands on the terminal's line
 
 std::string LineOf(const Json& fields) { return fields.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n"; }
 
-// Tensors that are alike but for a layer's number, as one row each.
+// Tensors that are alike but for the numbers of layer and expert, as one row each.
 struct Group {
   std::string name, dtype, shape;
   uint64_t count = 0;
 };
 
-std::string WithoutLayer(const std::string& name) {
-  size_t at = name.find(".layers.");
+// The name with a star for the number behind `word`, where there is one.
+std::string WithoutNumber(const std::string& name, const std::string& word) {
+  const size_t at = name.find(word);
   if (at == std::string::npos) return name;
-  size_t begin = at + 8, end = name.find_first_not_of("0123456789", begin);
+  const size_t begin = at + word.size(), end = name.find_first_not_of("0123456789", begin);
   return end == begin || end == std::string::npos ? name : name.substr(0, begin) + "*" + name.substr(end);
+}
+
+std::string WithoutNumbers(const std::string& name) {
+  return WithoutNumber(WithoutNumber(name, ".layers."), "experts.");
 }
 
 std::vector<Group> Groups(const std::vector<TensorReport>& tensors) {
   std::vector<Group> groups;
   std::map<std::string, size_t> index;
   for (const TensorReport& tensor : tensors) {
-    Group group{WithoutLayer(tensor.name), tensor.dtype, Shape(tensor.shape), 1};
+    Group group{WithoutNumbers(tensor.name), tensor.dtype, Shape(tensor.shape), 1};
     auto [found, added] = index.emplace(group.name + group.dtype + group.shape, groups.size());
     if (added) {
       groups.push_back(group);

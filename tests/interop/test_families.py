@@ -778,3 +778,13 @@ def test_a_class_of_another_model_type_is_refused(tmp_path):
 def test_every_family_has_several_configs():
     counts = [sum(case.family == family for case in CASES.values()) for family in families.CLASSES]
     assert min(counts) >= 2 and len(CASES) == sum(counts)
+
+
+@pytest.mark.parametrize("family, key, value", [("gemma2", "attn_logit_softcapping", 7.0), ("qwen3_moe", "num_experts_per_tok", 1)])
+def test_verify_tells_models_apart_by_keys_of_their_family(family, key, value, tmp_path):
+    source = plain(tmp_path, family)
+    shutil.copytree(source.path, tmp_path / "other")
+    families.change_config(tmp_path / "other", lambda settings: {**settings, key: value})
+    report = reshard("verify", source.path, tmp_path / "other", "--json", code=None).json()
+    assert not report["equal"]
+    assert key in json.dumps(report["hyperparameters"])
