@@ -328,7 +328,8 @@ class Planner {
                      [&](const Part& a, const Part& b) { return place(a) < place(b); });
     planned_.left = std::move(laid_out.left);
     planned_.left.insert(planned_.left.end(), source_.ignored.begin(), source_.ignored.end());
-    planned_.notes = std::move(laid_out.notes);
+    planned_.notes = source_.notes;
+    std::move(laid_out.notes.begin(), laid_out.notes.end(), std::back_inserter(planned_.notes));
     for (std::string& note : NotesOfShifts(plan)) planned_.notes.push_back(std::move(note));
     if (!options_.packed.empty()) PackTar(plan, options_.packed);
     std::vector<std::string> problems = Audit(plan);

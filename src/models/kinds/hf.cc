@@ -179,6 +179,11 @@ class HfReader {
     });
     for (const auto& [begin, count] : others)
       checkpoint_.ignored.push_back(fmt::format("{}.* ({} tensors)", begin, count));
+    if (!others.empty())
+      checkpoint_.notes.push_back(
+          fmt::format("the source holds a text model beside others; the text model alone is "
+                      "converted, and left are {}",
+                      fmt::join(checkpoint_.ignored, ", ")));
   }
 
   bool TakeTextName(std::string& name) {

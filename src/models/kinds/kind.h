@@ -62,6 +62,7 @@ struct Checkpoint {
   std::vector<SourceFile> files;
   std::string config_path, config_text;
   Json config;
+  std::vector<std::string> notes;            // what whoever converts it should know
   std::vector<std::string> ignored;          // names of stored tensors that no conversion needs, and of other data
   std::vector<std::string> side_files;       // relative names of what lies beside the weights, config included
   std::string template_path, template_text;  // of OpenOptions, when there is one: its config.json and what that says
