@@ -207,9 +207,8 @@ void Log::Tell(const Progress& progress) {
 
 namespace {
 
-Json PlanJson(const PlanReport& plan) {
-  Json files = Json::array();
-  for (const NamedSize& file : plan.files) files.push_back({{"path", file.path}, {"size", file.size}});
+// What stands before the files of a plan, and what behind them.
+Json PlanHeadJson(const PlanReport& plan) {
   return {{"plan_id", plan.id},
           {"source",
            {{"path", plan.source},
@@ -218,9 +217,11 @@ Json PlanJson(const PlanReport& plan) {
             {"family", plan.family},
             {"parameters", plan.parameters},
             {"bytes", plan.source_bytes}}},
-          {"target", {{"path", plan.target}, {"kind", plan.target_kind}, {"format", plan.target_format}}},
-          {"files", files},
-          {"ops", plan.ops},
+          {"target", {{"path", plan.target}, {"kind", plan.target_kind}, {"format", plan.target_format}}}};
+}
+
+Json PlanTailJson(const PlanReport& plan) {
+  return {{"ops", plan.ops},
           {"bytes_read", plan.bytes_read},
           {"bytes_written", plan.bytes_written},
           {"peak_memory", plan.peak_memory},
@@ -243,21 +244,29 @@ Json PlacesJson(const std::vector<PartReport::Place>& places) {
 
 void PrintPlanJson(const Conversion& conversion) {
   constexpr size_t kAtATime = 64 << 10;
+  const PlanReport& plan = conversion.plan();
   auto dump = [](const Json& json, int indent) {
     return json.dump(indent, ' ', false, Json::error_handler_t::replace);
   };
-  std::string text = dump(PlanJson(conversion.plan()), 2);
-  text.erase(text.rfind("\n}"));
-  text += ",\n  \"parts\": [";
+  auto open = [&](const Json& json) {
+    std::string text = dump(json, 2);
+    return text.erase(text.rfind("\n}"));
+  };
+  std::string text = open(PlanHeadJson(plan)) + ",\n  \"files\": [";
   const char* between = "\n    ";
-  conversion.ForEachPart([&](const PartReport& part) {
-    const Json json = {
-        {"part", part.name}, {"sources", PlacesJson(part.sources)}, {"targets", PlacesJson(part.targets)}};
-    text += between + dump(json, -1);
+  auto add = [&](const std::string& item) {
+    text += between + item;
     between = ",\n    ";
     if (text.size() < kAtATime) return;
     Print(text);
     text.clear();
+  };
+  for (const NamedSize& file : plan.files)
+    add(fmt::format("{{\n      \"path\": {},\n      \"size\": {}\n    }}", dump(file.path, -1), file.size));
+  text += "\n  ]," + open(PlanTailJson(plan)).substr(1) + ",\n  \"parts\": [";
+  between = "\n    ";
+  conversion.ForEachPart([&](const PartReport& part) {
+    add(dump({{"part", part.name}, {"sources", PlacesJson(part.sources)}, {"targets", PlacesJson(part.targets)}}, -1));
   });
   Print(text + "\n  ]\n}\n");
 }
