@@ -25,7 +25,7 @@ constexpr Flag kFlags[] = {
 
 extern const Family kErnie45 = {
     .name = "ernie4_5",
-    .group = "llama",
+    .group = "ernie",
     .class_name = "Ernie4_5ForCausalLM",
     .blocks = kBlocks,
     .defaults = kDefaults,

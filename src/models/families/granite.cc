@@ -42,7 +42,7 @@ constexpr ConfigKey kKeys[] = {
 
 extern const Family kGranite = {
     .name = "granite",
-    .group = "llama",
+    .group = "granite",
     .class_name = "GraniteForCausalLM",
     .blocks = kBlocks,
     .defaults = kDefaults,

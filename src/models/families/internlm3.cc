@@ -25,7 +25,7 @@ constexpr Flag kFlags[] = {
 
 extern const Family kInternlm3 = {
     .name = "internlm3",
-    .group = "llama",
+    .group = "internlm",
     .class_name = "InternLM3ForCausalLM",
     .blocks = kBlocks,
     .defaults = kDefaults,

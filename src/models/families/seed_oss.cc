@@ -25,7 +25,7 @@ constexpr Flag kFlags[] = {
 
 extern const Family kSeedOss = {
     .name = "seed_oss",
-    .group = "llama",
+    .group = "seed_oss",
     .class_name = "SeedOssForCausalLM",
     .blocks = kBlocks,
     .defaults = kDefaults,

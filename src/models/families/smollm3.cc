@@ -27,7 +27,7 @@ constexpr Flag kFlags[] = {
 
 extern const Family kSmolLm3 = {
     .name = "smollm3",
-    .group = "llama",
+    .group = "smollm",
     .class_name = "SmolLM3ForCausalLM",
     .blocks = kBlocks,
     .defaults = kDefaults,
