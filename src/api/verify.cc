@@ -110,24 +110,8 @@ Part PartOf(const NamedSize& file) {
   return {file.path, Dims{1}, {}, {bytes}};
 }
 
-}  // namespace
-
-std::vector<uint64_t> HashFiles(Io& io, const std::vector<NamedSize>& files, const RunOptions& options) {
-  std::vector<Part> parts;
-  for (const NamedSize& file : files) parts.push_back(PartOf(file));
-  ExecuteOptions execute = FitWorkers(options, [](uint64_t) { return kIoBuffer; });
-  CallbackObserver observer(options, "checking");
-  execute.observer = &observer;
-  std::vector<uint64_t> hashes(files.size());
-  OpQueue(parts, TargetBytes(parts), execute).Run(execute.workers, [&](Turn& turn) {
-    std::vector<char> buffer(kIoBuffer);
-    for (Op op; turn.Next(op);) hashes[op.part] = HashOf(io, files[op.part].path, buffer, turn);
-  });
-  return hashes;
-}
-
 // What only some families have.
-static std::vector<std::pair<std::string, Json>> OwnHyperParametersOf(const Model& model) {
+std::vector<std::pair<std::string, Json>> OwnHyperParametersOf(const Model& model) {
   const HyperParameters& hyper = model.hyper;
   std::vector<std::pair<std::string, Json>> own;
   for (auto [name, letter] : {std::pair{"num_experts", 'E'}, std::pair{"moe_intermediate_size", 'M'},
@@ -144,6 +128,22 @@ static std::vector<std::pair<std::string, Json>> OwnHyperParametersOf(const Mode
   for (const ConfigKey& key : model.family->keys)
     if (!key.size && !key.of_training) own.emplace_back(std::string(key.hf), hyper.more.value(key.hf, Json()));
   return own;
+}
+
+}  // namespace
+
+std::vector<uint64_t> HashFiles(Io& io, const std::vector<NamedSize>& files, const RunOptions& options) {
+  std::vector<Part> parts;
+  for (const NamedSize& file : files) parts.push_back(PartOf(file));
+  ExecuteOptions execute = FitWorkers(options, [](uint64_t) { return kIoBuffer; });
+  CallbackObserver observer(options, "checking");
+  execute.observer = &observer;
+  std::vector<uint64_t> hashes(files.size());
+  OpQueue(parts, TargetBytes(parts), execute).Run(execute.workers, [&](Turn& turn) {
+    std::vector<char> buffer(kIoBuffer);
+    for (Op op; turn.Next(op);) hashes[op.part] = HashOf(io, files[op.part].path, buffer, turn);
+  });
+  return hashes;
 }
 
 std::vector<std::pair<std::string, Json>> HyperParametersOf(const Model& model) {
